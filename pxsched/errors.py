@@ -1,0 +1,25 @@
+"""The one error meant for the user's eyes, and the exit codes of every command."""
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    DONE = 0
+    REFUSED = 1
+    USAGE = 2
+
+
+class UserError(Exception):
+    """Something the admin can act on: one clear line, and a hint how to mend it.
+
+    message: names the thing that is wrong (file and line, key, VMID).
+    hint: what to do about it, or None where there is nothing to say.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message

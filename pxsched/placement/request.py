@@ -1,0 +1,119 @@
+"""What placement is asked, what it must respect, and what it answers. Plain values; no I/O.
+
+CPU sets are frozensets of logical CPU ids; memory is in MiB; loads are in CPUs' worth of demand.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pxsched.errors import UserError
+from pxsched.host.topology import Topology
+from pxsched.policy import Prefer, Smt
+
+
+class VmClass(StrEnum):
+    """How a VM's vCPU threads are bound (design: classes of VM)."""
+
+    PINNED = "pinned"
+    CONSTRAINED = "constrained"
+    DEDICATED = "dedicated"
+    SHARED = "shared"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestNode:
+    """One `numaN` rule. cpus: guest vCPU indexes; host_nodes: empty where the admin bound nothing."""
+
+    cpus: frozenset[int]
+    memory_mib: int
+    host_nodes: frozenset[int] = frozenset()
+    policy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a VM belongs. vcpus[i]: the CPUs that vCPU i may use; emulator: those of its other threads;
+    nodes: where its memory belongs; why: sentences for a person, most important first.
+    """
+
+    vmid: int
+    vm_class: VmClass
+    vcpus: tuple[frozenset[int], ...]
+    emulator: frozenset[int]
+    nodes: frozenset[int]
+    why: tuple[str, ...] = ()
+
+    @property
+    def cpus(self) -> frozenset[int]:
+        return frozenset().union(*self.vcpus)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one VM wants.
+
+    affinity: the admin's list in written order; empty when unset.
+    sockets, cores: the guest's topology, sockets x cores >= vcpus.
+    device_nodes: NUMA nodes of its passed-through devices.
+    hugepage_mib: size of the huge pages that back it; None for ordinary memory.
+    weight: cpuunits. load: measured demand in CPUs, None when unknown.
+    cpus, nodes: the policy's limits, None for no limit.
+    previous: what it had when it last ran.
+    """
+
+    vmid: int
+    vcpus: int
+    memory_mib: int
+    vm_class: VmClass
+    affinity: tuple[int, ...] = ()
+    sockets: int = 1
+    cores: int = 1
+    smt: Smt = Smt.PREFER
+    prefer: Prefer = Prefer.ANY
+    guest_nodes: tuple[GuestNode, ...] = ()
+    device_nodes: frozenset[int] = frozenset()
+    hugepage_mib: int | None = None
+    weight: int = 100
+    load: float | None = None
+    cpus: frozenset[int] | None = None
+    nodes: frozenset[int] | None = None
+    previous: Placement | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What another VM holds now. load: its measured demand in CPUs (running + waiting), None when unknown;
+    memory_mib: by NUMA node.
+    """
+
+    vmid: int
+    vm_class: VmClass
+    vcpus: tuple[frozenset[int], ...]
+    smt: Smt = Smt.PREFER
+    weight: int = 100
+    load: float | None = None
+    memory_mib: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def cpus(self) -> frozenset[int]:
+        return frozenset().union(*self.vcpus)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The machine as placement sees it.
+
+    housekeeping: CPUs kept for host tasks and emulator threads.
+    free_mib: memory available to new VMs by node; a node that is missing is not limited.
+    free_hugepages_mib: free huge page memory by (node, page size in MiB).
+    """
+
+    topology: Topology
+    housekeeping: frozenset[int] = frozenset()
+    free_mib: Mapping[int, int] = field(default_factory=dict)
+    free_hugepages_mib: Mapping[tuple[int, int], int] = field(default_factory=dict)
+
+
+class Refused(UserError):
+    """The request cannot be met; the message names the rule and the numbers."""

@@ -1,0 +1,201 @@
+"""Every setting there is: its name, type, default, check and meaning, declared once.
+
+Files are checked against these declarations, and the manual's tables are made from them.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from pxsched.errors import UserError
+from pxsched.host import cpulist
+
+
+class Wish(StrEnum):
+    """The class asked for; `auto` leaves it to `affinity` (design: classes of VM)."""
+
+    AUTO = "auto"
+    DEDICATED = "dedicated"
+    SHARED = "shared"
+
+
+class Smt(StrEnum):
+    """How a dedicated VM's vCPUs lie on SMT siblings."""
+
+    PREFER = "prefer"
+    REQUIRE = "require"
+    ISOLATE = "isolate"
+    SHARE = "share"
+
+
+class Prefer(StrEnum):
+    """Which CPUs come first where the machine has several kinds."""
+
+    ANY = "any"
+    PERFORMANCE = "performance"
+    EFFICIENCY = "efficiency"
+    CACHE = "cache"
+    FREQUENCY = "frequency"
+
+
+class MemoryMode(StrEnum):
+    """off; first touch near the vCPUs; or bound to the nodes by the VM's scope from its first page."""
+
+    OFF = "off"
+    PREFER = "prefer"
+    STRICT = "strict"
+
+
+class EmulatorPlace(StrEnum):
+    OFF = "off"
+    HOUSEKEEPING = "housekeeping"
+    VM = "vm"
+
+
+class Fair(StrEnum):
+    OFF = "off"
+    HOME = "home"
+    PIN = "pin"
+
+
+class Isolation(StrEnum):
+    OFF = "off"
+    SLICES = "slices"
+    PARTITION = "partition"
+
+
+E = TypeVar("E", bound=StrEnum)
+
+
+def _choice(enum: type[E]) -> Callable[[object], E]:
+    def parse(value: object) -> E:
+        for member in enum:
+            if value == member.value:
+                return member
+        known = ", ".join(member.value for member in enum)
+        raise ValueError(f"{value!r} is none of {known}")
+
+    return parse
+
+
+def _bool(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"{value!r} is neither true nor false")
+
+
+def _number(low: float, high: float) -> Callable[[object], float]:
+    def parse(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ValueError(f"{value!r} is no number from {low:g} to {high:g}")
+        return float(value)
+
+    return parse
+
+
+def _integer(low: int, high: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"{value!r} is no whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def _cpu_list(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no CPU list such as '0-3,8'")
+    try:
+        return cpulist.format(cpulist.parse(value))
+    except UserError as error:
+        raise ValueError(error.message) from error
+
+
+def word(value: object) -> str:
+    """A value the kernel names, such as a governor: a plain word, so that it can never be anything else."""
+    if isinstance(value, str) and re.fullmatch(r"[a-z0-9_]{0,32}", value, re.ASCII):
+        return value
+    raise ValueError(f"{value!r} is no plain word")
+
+
+def _setting(default: Any, parse: Callable[[object], object], help: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "help": help})
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What one VM gets: `[defaults]`, overlaid by its profile, overlaid by `[vm.VMID]`."""
+
+    wish: Wish = _setting(
+        Wish.AUTO, _choice(Wish), "class: dedicated CPUs, a shared home, or as `affinity` says"
+    )
+    smt: Smt = _setting(
+        Smt.PREFER, _choice(Smt), "siblings together if possible, always, a core each, or shared"
+    )
+    prefer: Prefer = _setting(Prefer.ANY, _choice(Prefer), "kind of CPU that comes first")
+    cpus: str = _setting("", _cpu_list, "only these CPUs may be chosen; empty: all")
+    nodes: str = _setting("", _cpu_list, "only these NUMA nodes may be chosen; empty: all")
+    strict: bool = _setting(False, _bool, "refuse to start when the VM cannot be placed as wished")
+    memory: MemoryMode = _setting(MemoryMode.PREFER, _choice(MemoryMode), "how memory follows the vCPUs")
+    compact: bool = _setting(False, _bool, "compact memory at pre-start when huge pages are short")
+    vcpu: bool = _setting(True, _bool, "place vCPU threads")
+    emulator: EmulatorPlace = _setting(
+        EmulatorPlace.HOUSEKEEPING, _choice(EmulatorPlace), "where emulator, iothread and vhost threads run"
+    )
+    vhost: EmulatorPlace = _setting(
+        EmulatorPlace.HOUSEKEEPING,
+        _choice(EmulatorPlace),
+        "where vhost workers run, if not with the emulator",
+    )
+    interrupts: bool = _setting(True, _bool, "place interrupts of passed-through devices")
+    governor: str = _setting("", word, "frequency governor of pinned and dedicated CPUs; empty: untouched")
+    energy: str = _setting("", word, "energy_performance_preference of those CPUs; empty: untouched")
+    nic: bool = _setting(True, _bool, "place tap queues and watch the nodes of SR-IOV links")
+    isolation: bool = _setting(True, _bool, "keep host tasks off this VM's dedicated CPUs")
+    fifo: int = _setting(0, _integer(0, 49), "SCHED_FIFO priority of vCPU threads; 0: normal scheduling")
+    halt_poll_ns: int = _setting(
+        -1, _integer(-1, 10_000_000), "KVM halt polling while this VM runs; -1: untouched"
+    )
+    resume_latency_us: int = _setting(
+        -1, _integer(-1, 1_000_000), "wake-up latency bound of its CPUs; -1: untouched, 0: no idle states"
+    )
+    fair: Fair = _setting(
+        Fair.HOME, _choice(Fair), "what the balancer may move: the home, single pins, nothing"
+    )
+    balloon: bool = _setting(True, _bool, "let the memory coordinator manage this guest where it may")
+    starved_mib: int = _setting(150, _integer(0, 1 << 20), "a guest with less unused memory starves (MiB)")
+    starved_percent: float = _setting(
+        5.0, _number(0, 100), "the same in per cent of its memory; the larger counts"
+    )
+    wasteful_mib: int = _setting(
+        300, _integer(0, 1 << 20), "a guest with more unused memory is wasteful (MiB)"
+    )
+    wasteful_percent: float = _setting(15.0, _number(0, 100), "the same in per cent; the larger counts")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """What concerns the node as a whole: `[node]`."""
+
+    housekeeping: str = _setting("", _cpu_list, "CPUs for host tasks; empty: the first core of each node")
+    isolation: Isolation = _setting(Isolation.OFF, _choice(Isolation), "how host tasks leave dedicated CPUs")
+    device_interrupts: bool = _setting(False, _bool, "keep all other interrupts off dedicated CPUs")
+    governor_free: str = _setting("", word, "governor of CPUs given back; empty: what they had before")
+    reserved_mib: int = _setting(2048, _integer(0, 1 << 24), "memory the host keeps for itself (MiB)")
+    reserved_cpus: str = _setting("", _cpu_list, "CPUs not offered to Karpenter, besides housekeeping")
+    karpenter_reserved_mib: int = _setting(0, _integer(0, 1 << 24), "memory not offered to Karpenter (MiB)")
+    deviation: float = _setting(
+        2.0, _number(0, 10), "standard deviations from the others before a VM is moved"
+    )
+    contention_floor: float = _setting(0.05, _number(0, 1), "least contention that is worth a move")
+    moves: int = _setting(2, _integer(0, 64), "most moves in one pass")
+    cooldown_s: float = _setting(60.0, _number(0, 86400), "least time between two moves of one VM (s)")
+    balance_cpu: bool = _setting(True, _bool, "rebalance CPUs")
+    balance_memory: bool = _setting(True, _bool, "move balloon memory between guests")
+
+
+def key_of(name: str) -> str:
+    """A field's key in the file: `wish` is written `class`, a word Python keeps for itself."""
+    return "class" if name == "wish" else name

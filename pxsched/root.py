@@ -1,0 +1,66 @@
+"""The directory below which every file is looked up: `/`, a captured machine, or a sandbox.
+
+All paths given to `Root` are relative to it, without a leading slash.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Root:
+    """A file system root.
+
+    base: directory, "/" for the running machine.
+    """
+
+    base: str = "/"
+
+    def path(self, relative: str) -> str:
+        """The real path of `relative`."""
+        return os.path.join(self.base, relative)
+
+    def read(self, relative: str) -> str | None:
+        """A small text file without trailing white space and NUL bytes; None when it cannot be read."""
+        data = self.read_bytes(relative)
+        return None if data is None else data.decode("utf-8", "replace").strip("\0 \t\r\n")
+
+    def read_bytes(self, relative: str) -> bytes | None:
+        """A file's content; None when it does not exist, is a directory, or its reading fails (offline CPUs
+        and vanished devices answer ENODEV, EIO and others).
+
+        Plain system calls: a topology is a thousand small files, and this halves the time of each.
+        """
+        try:
+            fd = os.open(f"{self.base}/{relative}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            data = chunk = os.read(fd, 65536)
+            while len(chunk) == 65536 or (chunk and len(data) % 4096 == 0):
+                chunk = os.read(fd, 65536)
+                data += chunk
+            return data
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+
+    def list(self, relative: str) -> list[str]:
+        """The names in a directory, sorted; empty when there is none."""
+        try:
+            return sorted(os.listdir(self.path(relative)))
+        except OSError:
+            return []
+
+    def exists(self, relative: str) -> bool:
+        return os.path.exists(self.path(relative))
+
+    @cached_property
+    def live(self) -> bool:
+        """Whether the process ids below this root are those of the running kernel."""
+        try:
+            return os.readlink(self.path("proc/self")) == str(os.getpid())
+        except OSError:
+            return False

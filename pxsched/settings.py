@@ -1,0 +1,200 @@
+"""What the admin wants, read from all its sources and checked against the declarations in `policy`.
+
+Sources, later ones win: built-in defaults, /etc/pve/pxsched.toml (whole cluster), /etc/pxsched/pxsched.toml
+(this node), key by key; /etc/default/proxmox-scheduler and the environment for the few upper-case names.
+All of them can be written by root only. A VM's tags may choose a profile that allows it, and nothing else.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from pxsched.policy import NodeSettings, Policy, key_of, word
+from pxsched.root import Root
+
+CLUSTER_FILE = "etc/pve/pxsched.toml"
+NODE_FILE = "etc/pxsched/pxsched.toml"
+DEFAULT_FILE = "etc/default/proxmox-scheduler"
+FEATURES = ("karpenter",)
+# Names that the older daemon proxmox-scheduler knew and that no longer mean anything.
+RETIRED = ("VERBOSITY", "WATCH_PATH", "MAX_RETRIES", "RESYNC_INTERVAL")
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A named overlay; tag: whether a VM may choose it by the tag `pxsched-NAME`."""
+
+    overlay: Mapping[str, Any]
+    tag: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything the admin said. warnings: what of it is not understood, one line each."""
+
+    node: NodeSettings = NodeSettings()
+    defaults: Policy = Policy()
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    vms: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    vm_profiles: Mapping[int, str] = field(default_factory=dict)
+    features: frozenset[str] = frozenset()
+    governor_busy: str = ""
+    warnings: tuple[str, ...] = ()
+
+    def policy(self, vmid: int, tags: Iterable[str] = ()) -> Policy:
+        """The policy of one VM; tags come from tenants and count only where a profile offers itself."""
+        policy = self.defaults
+        if self.governor_busy and not policy.governor:
+            policy = replace(policy, governor=self.governor_busy)
+        profile = self.profile(vmid, tags)
+        if profile:
+            policy = replace(policy, **self.profiles[profile].overlay)
+        return replace(policy, **self.vms.get(vmid, {}))
+
+    def profile(self, vmid: int, tags: Iterable[str] = ()) -> str | None:
+        """The name of the VM's profile: the admin's choice, else the first tag that may choose one."""
+        chosen = self.vm_profiles.get(vmid)
+        if chosen in self.profiles:
+            return chosen
+        offered = (tag.removeprefix("pxsched-") for tag in tags if tag.startswith("pxsched-"))
+        return next((name for name in offered if name in self.profiles and self.profiles[name].tag), None)
+
+
+def load(root: Root, environ: Mapping[str, str] = os.environ) -> Settings:
+    """All settings below `root`. Never raises: what is wrong is named in `warnings` and left out."""
+    warnings: list[str] = []
+    tables: dict[str, dict[str, object]] = {"node": {}, "defaults": {}, "profile": {}, "vm": {}}
+    for file in (CLUSTER_FILE, NODE_FILE):
+        _overlay(tables, _read_toml(root, file, warnings), f"/{file}", warnings)
+    upper = _upper_case(root, environ, warnings)
+    node = _build(NodeSettings, tables["node"], "[node]", warnings)
+    node_settings = NodeSettings(**node)
+    if upper.get("CPU_GOVERNOR_FREE"):
+        node_settings = replace(node_settings, governor_free=upper["CPU_GOVERNOR_FREE"])
+    profiles = {}
+    for name, table in tables["profile"].items():
+        body = dict(table) if isinstance(table, dict) else {}
+        tag = body.pop("tag", False) is True
+        profiles[name] = Profile(_build(Policy, body, f"[profile.{name}]", warnings), tag)
+    vms: dict[int, Mapping[str, Any]] = {}
+    vm_profiles: dict[int, str] = {}
+    for name, table in tables["vm"].items():
+        body = dict(table) if isinstance(table, dict) else {}
+        if not re.fullmatch(r"[1-9]\d{2,8}", name, re.ASCII):
+            warnings.append(f"[vm.{name}]: {name!r} is no VMID")
+            continue
+        profile = body.pop("profile", None)
+        if isinstance(profile, str) and profile in profiles:
+            vm_profiles[int(name)] = profile
+        elif profile is not None:
+            warnings.append(
+                f"[vm.{name}] profile: there is no profile {profile!r}{_nearest(profile, profiles)}"
+            )
+        vms[int(name)] = _build(Policy, body, f"[vm.{name}]", warnings)
+    return Settings(
+        node=node_settings,
+        defaults=Policy(**_build(Policy, tables["defaults"], "[defaults]", warnings)),
+        profiles=profiles,
+        vms=vms,
+        vm_profiles=vm_profiles,
+        features=_features(upper.get("PROXMOX_FEATURE_FLAGS", ""), warnings),
+        governor_busy=upper.get("CPU_GOVERNOR_BUSY", ""),
+        warnings=tuple(warnings),
+    )
+
+
+def _build(
+    model: type[Policy] | type[NodeSettings], table: Mapping[str, object], where: str, warnings: list[str]
+) -> dict[str, Any]:
+    """The checked values of one table, by field name."""
+    known = {key_of(item.name): item for item in fields(model)}
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in known:
+            warnings.append(f"{where} {key}: unknown setting{_nearest(key, known)}")
+            continue
+        try:
+            values[known[key].name] = known[key].metadata["parse"](value)
+        except ValueError as error:
+            warnings.append(f"{where} {key}: {error}; using the default")
+    return values
+
+
+def _nearest(name: object, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _read_toml(root: Root, file: str, warnings: list[str]) -> Mapping[str, object]:
+    data = root.read_bytes(file)
+    if data is None:
+        return {}
+    import tomllib  # 10 ms that a node without settings does not pay in its hook
+
+    try:
+        return tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        warnings.append(f"/{file}: {error}; the file is ignored")
+        return {}
+
+
+def _overlay(
+    tables: dict[str, dict[str, object]], document: Mapping[str, object], file: str, warnings: list[str]
+) -> None:
+    """Lays one file over what is there, key by key, two levels deep for profiles and VMs."""
+    for name, table in document.items():
+        if name not in tables or not isinstance(table, dict):
+            warnings.append(f"{file} [{name}]: unknown table{_nearest(name, tables)}")
+            continue
+        for key, value in table.items():
+            before = tables[name].get(key)
+            if isinstance(value, dict) and isinstance(before, dict):
+                value = before | value
+            tables[name][key] = value
+
+
+def _upper_case(root: Root, environ: Mapping[str, str], warnings: list[str]) -> dict[str, str]:
+    """KEY=VALUE lines of the default file, overlaid by the environment; only the names that still count."""
+    names = ("PROXMOX_FEATURE_FLAGS", "CPU_GOVERNOR_BUSY", "CPU_GOVERNOR_FREE")
+    values: dict[str, str] = {}
+    for number, line in enumerate((root.read(DEFAULT_FILE) or "").splitlines(), 1):
+        line = line.strip().removeprefix("export ").strip()
+        if not line or line.startswith("#"):
+            continue
+        key, equals, value = line.partition("=")
+        where = f"/{DEFAULT_FILE}:{number}"
+        if not equals:
+            warnings.append(f"{where}: {line[:60]!r} is not KEY=VALUE")
+        elif key in names:
+            values[key] = _unquoted(value)
+        elif key in RETIRED:
+            warnings.append(f"{where}: {key} no longer means anything and can be removed")
+        else:
+            warnings.append(f"{where}: unknown setting {key[:60]!r}{_nearest(key, (*names, *RETIRED))}")
+    values |= {name: environ[name] for name in names if name in environ}
+    for name in ("CPU_GOVERNOR_BUSY", "CPU_GOVERNOR_FREE"):
+        try:
+            word(values.get(name, ""))
+        except ValueError as error:
+            warnings.append(f"{name}: {error}")
+            del values[name]
+    return values
+
+
+def _unquoted(value: str) -> str:
+    value = value.strip()
+    if len(value) > 1 and value[0] in "\"'" and value[0] == value[-1]:
+        return value[1:-1]
+    return value.split(" #")[0].strip()
+
+
+def _features(text: str, warnings: list[str]) -> frozenset[str]:
+    named = {name.strip() for name in text.split(",") if name.strip()}
+    warnings.extend(
+        f"PROXMOX_FEATURE_FLAGS: unknown feature {name[:40]!r}{_nearest(name, FEATURES)}"
+        for name in sorted(named - set(FEATURES))
+    )
+    return frozenset(named & set(FEATURES))
