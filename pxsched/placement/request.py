@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pxsched.errors import UserError
+from pxsched.guest.config import GuestNode as GuestNode
 from pxsched.host.topology import Topology
 from pxsched.policy import Prefer, Smt
 
@@ -19,16 +20,6 @@ class VmClass(StrEnum):
     CONSTRAINED = "constrained"
     DEDICATED = "dedicated"
     SHARED = "shared"
-
-
-@dataclass(frozen=True, slots=True)
-class GuestNode:
-    """One `numaN` rule. cpus: guest vCPU indexes; host_nodes: empty where the admin bound nothing."""
-
-    cpus: frozenset[int]
-    memory_mib: int
-    host_nodes: frozenset[int] = frozenset()
-    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
