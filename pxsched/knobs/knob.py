@@ -1,0 +1,91 @@
+"""What a knob is: one value of the running system that can be read, written and put back.
+
+A knob's key names it for ever (in the journal too), so it carries whatever makes it unmistakable: a thread's
+start time, an interrupt's device. A knob whose object is gone raises `Gone`; what the kernel refuses raises
+OSError with its errno.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from importlib import import_module
+from typing import ClassVar
+
+from pxsched.root import Root
+
+
+class Gone(Exception):
+    """The object behind a knob no longer exists, or is another one with the same number."""
+
+
+class Rank(IntEnum):
+    """The order of writing, both ways: a cpuset resets the affinities of the threads in it."""
+
+    CPUSET = 10
+    DEVICE = 50
+    THREAD = 90
+
+
+@dataclass(frozen=True, slots=True)
+class Knob(ABC):
+    """Subclasses are dataclasses whose fields (int or str, without commas) make up the key."""
+
+    kind: ClassVar[str]
+    rank: ClassVar[Rank] = Rank.DEVICE
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}:" + ",".join(str(getattr(self, item.name)) for item in fields(self))
+
+    @abstractmethod
+    def read(self, root: Root) -> str:
+        """The value now. Raises Gone or OSError."""
+
+    @abstractmethod
+    def write(self, root: Root, value: str) -> None:
+        """Sets the value. Raises Gone or OSError."""
+
+    def original(self, root: Root) -> str:
+        """The value to put back later, where that says more than `read` does."""
+        return self.read(root)
+
+    def same(self, now: str, want: str) -> bool:
+        """Whether two values mean the same to the kernel."""
+        return now == want
+
+
+# kind -> module:class; imported when first met, so that the hook loads only what it turns.
+KINDS = {
+    "affinity": "pxsched.knobs.thread:ThreadAffinity",
+}
+
+
+def rank_of(key: str) -> Rank:
+    """The rank of a journal entry's knob; unknown ones come last."""
+    try:
+        return _model(key).rank
+    except ValueError:
+        return Rank.THREAD
+
+
+def _model(key: str) -> type[Knob]:
+    kind = key.partition(":")[0]
+    if kind not in KINDS:
+        raise ValueError(f"unknown knob {key[:60]!r}")
+    module, _, name = KINDS[kind].partition(":")
+    model = getattr(import_module(module), name)
+    assert isinstance(model, type) and issubclass(model, Knob)
+    return model
+
+
+def from_key(key: str) -> Knob:
+    """The knob of a journal entry. Raises ValueError for a kind or field this version does not know."""
+    model = _model(key)
+    values = key.partition(":")[2].split(",")
+    items = fields(model)
+    if len(values) != len(items):
+        raise ValueError(f"malformed knob {key[:60]!r}")
+    typed = (
+        int(text) if item.type in (int, "int") else text for item, text in zip(items, values, strict=True)
+    )
+    return model(*typed)

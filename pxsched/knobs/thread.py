@@ -1,0 +1,52 @@
+"""The CPU affinity of one thread, as sched_setaffinity(2) sets it."""
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pxsched.guest import process
+from pxsched.host import cpulist
+from pxsched.knobs.knob import Gone, Knob, Rank
+from pxsched.root import Root
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadAffinity(Knob):
+    """start_ticks tells the thread from a later one with the same id."""
+
+    kind: ClassVar[str] = "affinity"
+    rank: ClassVar[Rank] = Rank.THREAD
+
+    tid: int
+    start_ticks: int
+
+    def read(self, root: Root) -> str:
+        """The online CPUs the thread may use; whoever asks has just seen the thread."""
+        if not root.live:
+            return self.original(root)
+        try:
+            return cpulist.format(os.sched_getaffinity(self.tid))
+        except ProcessLookupError:
+            raise Gone(self.key) from None
+
+    def original(self, root: Root) -> str:
+        """The whole mask; sched_getaffinity leaves out CPUs that are offline at the moment."""
+        cpus = process.allowed(root, self.tid)
+        if cpus is None:
+            raise Gone(self.key)
+        return cpulist.format(cpus)
+
+    def write(self, root: Root, value: str) -> None:
+        if not root.live:
+            raise OSError(errno.EROFS, "not the running system")
+        now = process.identify(root, self.tid)
+        if now is None or now.start_ticks != self.start_ticks:
+            raise Gone(self.key)
+        try:
+            os.sched_setaffinity(self.tid, cpulist.parse(value))
+        except ProcessLookupError:
+            raise Gone(self.key) from None
+
+    def same(self, now: str, want: str) -> bool:
+        return now == want or cpulist.parse(now) == cpulist.parse(want)

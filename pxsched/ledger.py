@@ -1,0 +1,270 @@
+"""Who holds what, and what everything was before we turned it: one locked, atomically replaced file.
+
+It lives in /run: nothing we turn survives a reboot, and neither does this. A reader never needs the lock, as
+the file is replaced whole. A damaged file is set aside and the generation before it used; what even that does
+not know is found out anew from the machines that run.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any
+
+from pxsched.errors import UserError
+from pxsched.guest.process import Process
+from pxsched.host import cpulist
+from pxsched.placement.request import Placement, VmClass
+from pxsched.policy import Policy
+from pxsched.root import Root
+
+SCHEMA = 1
+DIR = "run/pxsched"
+FILE = f"{DIR}/ledger.json"
+PREVIOUS = f"{DIR}/ledger.previous.json"
+LOCK = f"{DIR}/lock"
+NODE = 0  # the owner of knobs that belong to no single VM
+
+
+class State(StrEnum):
+    STARTING = "starting"
+    RUNNING = "running"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one VM holds. placement: where it belongs. process: its QEMU, None while it starts.
+
+    starter: the task that starts QEMU; the claim is void when that ends without QEMU.
+    inherited: the CPU mask QEMU's threads would have had without us; empty when unknown.
+    signature: what the placement was computed from; another one means computing again.
+    source: the node a migrating VM comes from. memory_mib: its configured size.
+    since_ns: boot time of the claim. load: measured demand in CPUs, None before it was measured.
+    """
+
+    placement: Placement
+    state: State
+    policy: Policy = Policy()
+    process: Process | None = None
+    starter: Process | None = None
+    inherited: str = ""
+    signature: str = ""
+    source: str = ""
+    memory_mib: int = 0
+    weight: int = 100
+    since_ns: int = 0
+    load: float | None = None
+
+    @property
+    def vmid(self) -> int:
+        return self.placement.vmid
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One knob we hold. owner: a VMID, or NODE. since_ns, drifted_ns: boot time of our first turn, and of
+    when something else turned it last (None: never); drifts: how often. note: why it is not as wanted.
+    """
+
+    owner: int
+    plugin: str
+    original: str
+    wanted: str
+    since_ns: int
+    drifted_ns: int | None = None
+    drifts: int = 0
+    note: str = ""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The content of the file. Change it only inside `locked`."""
+
+    claims: dict[int, Claim] = field(default_factory=dict)
+    journal: dict[str, Entry] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def dumps(self, boot_id: str) -> str:
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "boot_id": boot_id,
+                "claims": {str(vmid): _claim_out(claim) for vmid, claim in self.claims.items()},
+                "journal": {key: _entry_out(entry) for key, entry in self.journal.items()},
+            },
+            separators=(",", ":"),
+        )
+
+
+def now_ns() -> int:
+    """Time since boot, suspend included: no clock change ever moves it."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def peek(root: Root) -> Ledger:
+    """The ledger as it stands, for reading only."""
+    return _load(root, set_aside=False)
+
+
+@contextmanager
+def locked(root: Root, *, patience_s: float = 10.0) -> Iterator[Ledger]:
+    """The ledger under its lock. Save with `save`; leaving does not.
+
+    Raises UserError when the lock is not to be had in time, or /run cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    directory = root.path(DIR)
+    lock = FileLock(root.path(LOCK))
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        lock.acquire(timeout=patience_s, poll_interval=0.01)
+    except Timeout as error:
+        raise UserError(f"the ledger is locked for more than {patience_s:g} s") from error
+    except OSError as error:
+        raise UserError(f"cannot use {directory}: {error.strerror}") from error
+    try:
+        yield _load(root, set_aside=True)
+    finally:
+        lock.release()
+
+
+def save(root: Root, ledger: Ledger) -> None:
+    """Replaces the file. Raises UserError, and leaves the old file as it was, when there is no room."""
+    path, temporary = root.path(FILE), root.path(f"{FILE}.new")
+    data = ledger.dumps(_boot_id(root)).encode()
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+        # The generation before stays at hand, for the day this one is damaged.
+        if os.path.exists(path):
+            os.replace(path, root.path(PREVIOUS))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _load(root: Root, *, set_aside: bool) -> Ledger:
+    warnings: list[str] = []
+    for file in (FILE, PREVIOUS):
+        data = root.read_bytes(file)
+        if data is None:
+            continue
+        try:
+            ledger = _loads(data, _boot_id(root))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            aside = f"{file}.damaged"
+            if set_aside:
+                os.replace(root.path(file), root.path(aside))
+            warnings.append(f"/{file} is damaged ({str(error)[:80]}), kept as /{aside}")
+        else:
+            ledger.warnings = warnings
+            return ledger
+    return Ledger(warnings=warnings)
+
+
+def _boot_id(root: Root) -> str:
+    return root.read("proc/sys/kernel/random/boot_id") or ""
+
+
+def _loads(data: bytes, boot_id: str) -> Ledger:
+    document = json.loads(data)
+    if document["schema"] != SCHEMA:
+        raise ValueError(f"schema {document['schema']!r} is not {SCHEMA}")
+    if document["boot_id"] != boot_id:
+        return Ledger()  # of an earlier boot: every value it speaks of is gone
+    return Ledger(
+        claims={int(vmid): _claim_in(int(vmid), body) for vmid, body in document["claims"].items()},
+        journal={key: _entry_in(body) for key, body in document["journal"].items()},
+    )
+
+
+def _claim_out(claim: Claim) -> dict[str, Any]:
+    placement = claim.placement
+    return {
+        "class": placement.vm_class.value,
+        "vcpus": _packed([cpulist.format(cpus) for cpus in placement.vcpus]),
+        "emulator": cpulist.format(placement.emulator),
+        "nodes": cpulist.format(placement.nodes),
+        "why": placement.why,
+        "state": claim.state.value,
+        "policy": _policy_out(claim.policy),
+        "process": _process_out(claim.process),
+        "starter": _process_out(claim.starter),
+        "inherited": claim.inherited,
+        "signature": claim.signature,
+        "source": claim.source,
+        "memory_mib": claim.memory_mib,
+        "weight": claim.weight,
+        "since_ns": claim.since_ns,
+        "load": claim.load,
+    }
+
+
+def _claim_in(vmid: int, body: Mapping[str, Any]) -> Claim:
+    placement = Placement(
+        vmid,
+        VmClass(body["class"]),
+        tuple(cpulist.parse(text) for text in _unpacked(body["vcpus"])),
+        cpulist.parse(body["emulator"]),
+        cpulist.parse(body["nodes"]),
+        tuple(body["why"]),
+    )
+    return Claim(
+        placement=placement,
+        state=State(body["state"]),
+        policy=_policy_in(body["policy"]),
+        process=_process_in(body["process"]),
+        starter=_process_in(body["starter"]),
+        inherited=body["inherited"],
+        signature=body["signature"],
+        source=body["source"],
+        memory_mib=body["memory_mib"],
+        weight=body["weight"],
+        since_ns=body["since_ns"],
+        load=body["load"],
+    )
+
+
+def _packed(lists: list[str]) -> list[str] | dict[str, Any]:
+    """vCPUs that float in one home share one text."""
+    if len(lists) > 1 and len(set(lists)) == 1:
+        return {"cpus": lists[0], "count": len(lists)}
+    return lists
+
+
+def _unpacked(value: Any) -> list[str]:
+    return [value["cpus"]] * value["count"] if isinstance(value, dict) else list(value)
+
+
+def _policy_out(policy: Policy) -> dict[str, Any]:
+    """Only what differs from the defaults."""
+    return {
+        item.name: getattr(policy, item.name)
+        for item in fields(Policy)
+        if getattr(policy, item.name) != item.default
+    }
+
+
+def _policy_in(body: Mapping[str, Any]) -> Policy:
+    parsers = {item.name: item.metadata["parse"] for item in fields(Policy)}
+    return replace(Policy(), **{name: parsers[name](value) for name, value in body.items()})
+
+
+def _process_out(process: Process | None) -> list[int] | None:
+    return None if process is None else [process.pid, process.start_ticks]
+
+
+def _process_in(body: Any) -> Process | None:
+    return None if body is None else Process(int(body[0]), int(body[1]))
+
+
+def _entry_out(entry: Entry) -> list[Any]:
+    return [getattr(entry, item.name) for item in fields(Entry)]
+
+
+def _entry_in(body: Any) -> Entry:
+    return Entry(*body)

@@ -1,0 +1,187 @@
+"""The only way a knob is ever turned.
+
+    desired and different from now    -> journal the original first, then write, then read back
+    desired and already so            -> nothing
+    journalled but no longer desired  -> put the original value back, forget it
+
+A crash at any point leaves the original in the journal, and running the same again finishes the work.
+"""
+
+import os
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+
+from pxsched import ledger as ledgers
+from pxsched.knobs import knob as knobs
+from pxsched.knobs.knob import Gone, Knob, Rank
+from pxsched.ledger import Entry, Ledger
+from pxsched.plugins.view import Setting
+from pxsched.root import Root
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One write that was made. drifted: something else had turned the knob since our last write."""
+
+    key: str
+    plugin: str
+    owner: int
+    before: str
+    after: str
+    drifted: bool = False
+
+
+@dataclass(slots=True)
+class Report:
+    """What one reconciliation did: writes, values put back, and what the kernel did not take."""
+
+    turned: list[Turn] = field(default_factory=list)
+    restored: list[Turn] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)  # each said once, not at every pass
+
+
+def reconcile(
+    root: Root, ledger: Ledger, desired: Iterable[Setting], owners: Collection[int] | None
+) -> Report:
+    """Makes the knobs of these owners (None: of everybody) what is desired; saves the ledger, which must be
+    locked. Raises UserError when the journal cannot be written: then nothing was turned.
+    """
+    report = Report()
+    wanted = {setting.knob.key: setting for setting in desired}
+    stale = [
+        key
+        for key, entry in ledger.journal.items()
+        if key not in wanted and (owners is None or entry.owner in owners)
+    ]
+    values = _read(root, ledger, wanted)
+    moving = _moving_cpusets(ledger, stale, wanted, values)
+    changed = _journal(root, ledger, wanted, values, moving)
+    ledgers.save(root, ledger)
+    before = dict(ledger.journal)
+    _restore(root, ledger, stale, report)
+    _apply(root, ledger, [wanted[key] for key in changed], report)
+    if ledger.journal != before:
+        ledgers.save(root, ledger)
+    return report
+
+
+def _read(root: Root, ledger: Ledger, wanted: dict[str, Setting]) -> dict[str, str]:
+    """The values now, of the knobs that still exist; entries of those that do not are forgotten."""
+    values = {}
+    for key, setting in wanted.items():
+        try:
+            values[key] = setting.knob.read(root)
+        except Gone:
+            ledger.journal.pop(key, None)
+        except OSError as error:
+            _note(ledger, key, error)
+    return values
+
+
+def _moving_cpusets(
+    ledger: Ledger, stale: list[str], wanted: dict[str, Setting], values: dict[str, str]
+) -> frozenset[int]:
+    """Owners whose cpuset is about to change, which resets the affinities of the threads in it."""
+    restored = {ledger.journal[key].owner for key in stale if knobs.rank_of(key) is Rank.CPUSET}
+    applied = {
+        setting.owner
+        for key, setting in wanted.items()
+        if setting.knob.rank is Rank.CPUSET
+        and key in values
+        and not setting.knob.same(values[key], setting.want)
+    }
+    return frozenset(restored | applied)
+
+
+def _journal(
+    root: Root, ledger: Ledger, wanted: dict[str, Setting], values: dict[str, str], moving: frozenset[int]
+) -> list[str]:
+    """Enters the originals of all knobs that will be written; gives the keys to write."""
+    changed = []
+    for key, now in values.items():
+        setting = wanted[key]
+        entry = ledger.journal.get(key)
+        differs = not setting.knob.same(now, setting.want)
+        disturbed = setting.owner in moving and setting.knob.rank is Rank.THREAD
+        if entry is not None:
+            if differs and setting.knob.same(entry.wanted, setting.want):
+                entry = replace(entry, drifted_ns=ledgers.now_ns(), drifts=entry.drifts + 1)
+            ledger.journal[key] = replace(
+                entry, owner=setting.owner, plugin=setting.plugin, wanted=setting.want
+            )
+        elif differs or disturbed or setting.inherited not in (None, setting.want):
+            try:
+                original = setting.inherited or setting.knob.original(root)
+            except (Gone, OSError):
+                continue
+            ledger.journal[key] = Entry(
+                setting.owner, setting.plugin, original, setting.want, ledgers.now_ns()
+            )
+        if differs or disturbed:
+            changed.append(key)
+    return changed
+
+
+def _restore(root: Root, ledger: Ledger, keys: list[str], report: Report) -> None:
+    for key in sorted(keys, key=knobs.rank_of):
+        entry = ledger.journal[key]
+        try:
+            knob = knobs.from_key(key)
+            knob.write(root, entry.original)
+        except Gone:
+            pass
+        except ValueError as error:
+            report.failed.append(f"{key}: {error}")
+        except OSError as error:
+            if not _already(root, knob, entry.original):
+                if _note(ledger, key, error):
+                    report.failed.append(f"{key}: cannot be put back to {entry.original!r}: {error.strerror}")
+                continue
+        else:
+            report.restored.append(Turn(key, entry.plugin, entry.owner, entry.wanted, entry.original))
+        del ledger.journal[key]
+
+
+def _already(root: Root, knob: Knob, value: str) -> bool:
+    """Whether a knob that takes no write has that value anyway: we never really turned it."""
+    try:
+        return knob.same(knob.read(root), value)
+    except (Gone, OSError):
+        return True
+
+
+def _apply(root: Root, ledger: Ledger, settings: list[Setting], report: Report) -> None:
+    for setting in sorted(settings, key=lambda setting: setting.knob.rank):
+        knob, key = setting.knob, setting.knob.key
+        entry = ledger.journal[key]
+        try:
+            before = knob.read(root)
+            if knob.same(before, setting.want):
+                continue
+            knob.write(root, setting.want)
+            after = knob.read(root)
+        except Gone:
+            del ledger.journal[key]
+            continue
+        except OSError as error:
+            if _note(ledger, key, error):
+                report.failed.append(f"{key}: the kernel refused {setting.want!r}: {error.strerror}")
+            continue
+        note = "" if knob.same(after, setting.want) else f"the kernel made it {after}"
+        if entry.note != note:
+            ledger.journal[key] = replace(entry, note=note)
+        if note and entry.note != note:
+            report.failed.append(f"{key}: asked for {setting.want!r}, {note}")
+        report.turned.append(
+            Turn(key, setting.plugin, setting.owner, before, after, drifted=entry.drifted_ns is not None)
+        )
+
+
+def _note(ledger: Ledger, key: str, error: OSError) -> bool:
+    """Remembers why a knob is not as wanted; says whether that is news."""
+    entry = ledger.journal.get(key)
+    note = os.strerror(error.errno) if error.errno else str(error)
+    if entry is None or entry.note == note:
+        return False
+    ledger.journal[key] = replace(entry, note=note)
+    return True
