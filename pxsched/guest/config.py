@@ -227,7 +227,7 @@ def _affinity(text: str) -> tuple[int, ...]:
 
 
 def _fraction(text: str) -> float:
-    if not re.fullmatch(r"\d{1,4}(\.\d{1,9})?", text, re.ASCII):
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text, re.ASCII):
         raise ValueError(f"{text[:40]!r} is no number")
     return float(text)
 
