@@ -1,0 +1,208 @@
+"""Changing VMs through Proxmox: one call, three ways to make it.
+
+On a node proxmoxer's local backend, or `pvesh` where proxmoxer is absent or too old to have one (before
+1.3.0, as in Debian 12); from elsewhere HTTPS with the certificate checked.
+Rules: the Proxmox VE API; pvesh(1).
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+from pxsched.errors import UserError
+from pxsched.root import Root
+
+# `pvesh` loads all of Proxmox's Perl and may ask another node over ssh.
+TIMEOUT_S = 60
+CLUSTER_CA = "etc/pve/pve-root-ca.pem"
+
+
+class Method(StrEnum):
+    GET = "get"
+    CREATE = "post"
+    SET = "put"
+    DELETE = "delete"
+
+
+class ApiError(UserError):
+    """Proxmox refused or could not be asked. status: HTTP's, 0 where there is none."""
+
+    def __init__(self, message: str, *, status: int = 0, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class Api(Protocol):
+    def call(self, method: Method, path: str, params: Mapping[str, str] | None = None) -> object:
+        """One request; path without leading slash. Raises ApiError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proxmoxer:
+    """Through the library proxmoxer, local or https."""
+
+    client: Any
+    where: str = ""
+
+    def call(self, method: Method, path: str, params: Mapping[str, str] | None = None) -> object:
+        from proxmoxer.core import ResourceException
+
+        failures = (ResourceException, OSError, *_timeouts())  # requests' own errors are OSErrors
+        try:
+            answer: object = getattr(self.client(path), method.value)(**(params or {}))
+        except failures as error:
+            raise _refusal(error, method, path, self.where) from error
+        if isinstance(answer, dict) and isinstance(answer.get("errors"), str | bytes):
+            return None  # what pvesh printed beside JSON, e.g. "update VM 100: ..."
+        return answer
+
+
+def _timeouts() -> tuple[type[Exception], ...]:
+    import subprocess
+
+    return (subprocess.TimeoutExpired,)
+
+
+def _refusal(error: Exception, method: Method, path: str, where: str) -> ApiError:
+    status = getattr(error, "status_code", 0)
+    # 2.x gives parameter errors apart, 1.2 only the message.
+    parts = [str(getattr(error, "content", "") or error), getattr(error, "errors", None)]
+    text = " ".join(_flat(part) for part in parts if part)
+    return ApiError(
+        f"{where}{method.name.lower()} /{path}: {_one_line(text)}", status=status, hint=_hint(status, text)
+    )
+
+
+def _flat(part: object) -> str:
+    if isinstance(part, dict):
+        return "; ".join(f"{key}: {value}" for key, value in part.items())
+    return str(part)
+
+
+def _one_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[-1] if lines else "no answer")[:300]
+
+
+def _hint(status: int, text: str) -> str | None:
+    """What to do about the refusals that have one cause."""
+    lower = text.lower()
+    if "only root can" in lower:
+        return "Proxmox lets nobody but root@pam set this, no API token either; run it on the node"
+    if "digest" in lower or "modified config" in lower:
+        return "somebody changed the VM meanwhile; try again"
+    if "quorum" in lower:
+        return "the cluster has no quorum; nothing can be written until it has"
+    if "can't lock file" in lower or "is locked" in lower:
+        return "the VM is busy (backup, migration, snapshot); try again later"
+    if "certificate" in lower:
+        return "give the cluster's certificate with --ca, a copy of /etc/pve/pve-root-ca.pem"
+    if status in (401, 403):
+        return "the user or token lacks a permission"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Pvesh:
+    """Through the command `pvesh`, which is root@pam on the node."""
+
+    command: tuple[str, ...] = ("pvesh",)
+
+    def call(self, method: Method, path: str, params: Mapping[str, str] | None = None) -> object:
+        import json
+        import subprocess
+
+        verb = {Method.CREATE: "create", Method.SET: "set"}.get(method, method.value)
+        options = [word for key, value in (params or {}).items() for word in (f"--{key}", value)]
+        argv = [*self.command, verb, f"/{path}", *options, "--output-format", "json"]
+        try:
+            done = subprocess.run(
+                argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            )
+        except FileNotFoundError:
+            raise ApiError(
+                "pvesh is not here", hint="this is no Proxmox node; use --host to reach one"
+            ) from None
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ApiError(f"pvesh {verb} /{path}: {error}") from error
+        if done.returncode:
+            text = _one_line(done.stderr or done.stdout)
+            code = re.match(r"(\d{3}) ", text)
+            status = int(code[1]) if code else 0
+            raise ApiError(f"pvesh {verb} /{path}: {text}", status=status, hint=_hint(status, done.stderr))
+        return _json_tail(done.stdout, json.loads)
+
+
+def _json_tail(text: str, loads: Any) -> object:
+    """The JSON at the end of pvesh's output, which some calls precede with what their task says."""
+    lines = text.splitlines()
+    for first in range(len(lines)):
+        try:
+            value: object = loads("\n".join(lines[first:]))
+        except ValueError:
+            continue
+        return value
+    return None
+
+
+def local(root: Root) -> Api:
+    """The API of the node that `root` is: the running one, or a sandbox's."""
+    if root.base != "/":
+        from pxsched.proxmox import stand_in
+
+        return stand_in.find(root)
+    try:
+        from proxmoxer import ProxmoxAPI
+
+        return Proxmoxer(ProxmoxAPI(backend="local", timeout=TIMEOUT_S))
+    except (ImportError, NotImplementedError):  # not installed; or older than its local backend
+        return Pvesh()
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """How to reach a cluster over HTTPS. host: name, name:port or [IPv6]:port. token: USER@REALM!NAME=SECRET.
+
+    ca: file with the authority to trust besides the system's; None for the cluster's own where it is here.
+    """
+
+    host: str
+    token: str | None = None
+    user: str | None = None
+    password: str | None = None
+    ca: str | None = None
+
+
+def remote(login: Login, root: Root = Root()) -> Api:
+    """The API of another machine. Raises UserError for a bad login and ApiError when it cannot be reached."""
+    try:
+        from proxmoxer import ProxmoxAPI
+        from proxmoxer.backends import https
+    except (ImportError, SystemExit) as error:  # 1.2.0 ends the process when `requests` is missing
+        raise UserError(
+            "--host needs proxmoxer and requests", hint="apt-get install python3-proxmoxer python3-requests"
+        ) from error
+    if login.ca and not os.path.exists(login.ca):
+        raise UserError(f"--ca {login.ca}: no such file")
+    here = root.path(CLUSTER_CA)
+    verify: str | bool = login.ca or (here if os.path.exists(here) else True)
+    try:
+        client = ProxmoxAPI(login.host, verify_ssl=verify, timeout=TIMEOUT_S, **_credentials(login))
+    except (https.AuthenticationError, OSError) as error:
+        text = str(error)
+        raise ApiError(f"{login.host}: {_one_line(text)}", hint=_hint(0, text)) from error
+    return Proxmoxer(client, f"{login.host}: ")
+
+
+def _credentials(login: Login) -> dict[str, str]:
+    if login.token:
+        match = re.fullmatch(r"([^!\s]+@[^!\s@]+)!([\w.-]+)=(\S+)", login.token, re.ASCII)
+        if match is None:
+            raise UserError("the token is not of the form USER@REALM!NAME=SECRET")
+        return {"user": match[1], "token_name": match[2], "token_value": match[3]}
+    if login.user and login.password:
+        return {"user": login.user, "password": login.password}
+    raise UserError("--host needs --token, or --user and a password")

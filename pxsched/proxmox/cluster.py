@@ -1,0 +1,143 @@
+"""What the cluster's files below /etc/pve say: this node's name, the VMs' configurations, HA, quorum.
+
+Reading them costs nothing beside the Proxmox API, and on a node they are the same data (pmxcfs replicates
+them). Rules: PVE::Cluster, PVE::HA::Config; a configuration's digest is the SHA-1 of the whole file.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from pxsched.errors import UserError
+from pxsched.guest import config
+from pxsched.root import Root
+
+NODES_DIR = "etc/pve/nodes"
+CAPACITY_NAME = "node-capacity"
+CAPACITY_TAG = "karpenter"
+
+_NODE = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?", re.ASCII)
+_CONF = re.compile(r"([1-9]\d{2,8})\.conf", re.ASCII)
+_VMID = re.compile(r"[1-9]\d{2,8}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A VM of the cluster, running or not. options: those in force, as written; digest: of its file."""
+
+    vmid: int
+    node: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    description: str = ""
+    digest: str = ""
+    running: bool = False
+    ha: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.options.get("name", "")
+
+    @property
+    def tags(self) -> frozenset[str]:
+        return frozenset(tag for tag in re.split(r"[;,\s]+", self.options.get("tags", "")) if tag)
+
+    @property
+    def template(self) -> bool:
+        return self.options.get("template", "0") not in ("0", "off", "no", "false")
+
+    @property
+    def hookscript(self) -> str:
+        return self.options.get("hookscript", "")
+
+    @property
+    def describes_capacity(self) -> bool:
+        """Whether this is Karpenter's description of a node, which never runs and is no VM to us."""
+        return self.name == CAPACITY_NAME and CAPACITY_TAG in self.tags
+
+
+def parse_vmid(text: str) -> int:
+    """Raises UserError when `text` is no VMID that Proxmox could have given."""
+    if not _VMID.fullmatch(text):
+        raise UserError(f"{text[:40]!r} is no VMID", hint="a number from 100 to 999999999")
+    return int(text)
+
+
+def node_name(root: Root) -> str:
+    """This node's name: the target of /etc/pve/local, else the host name. Raises UserError without either."""
+    import os
+
+    try:
+        name = os.path.basename(os.readlink(root.path("etc/pve/local")))
+    except OSError:
+        name = (root.read("proc/sys/kernel/hostname") or root.read("etc/hostname") or "").split(".")[0]
+    if not _NODE.fullmatch(name):
+        raise UserError("the name of this node is unknown", hint="is this the root of a Proxmox node?")
+    return name
+
+
+def nodes(root: Root) -> list[str]:
+    """The names of all nodes of the cluster."""
+    return [name for name in root.list(NODES_DIR) if _NODE.fullmatch(name)]
+
+
+def guests(root: Root, node: str | None = None) -> list[Guest]:
+    """The VMs of one node, or of the whole cluster, by VMID."""
+    managed = ha_resources(root)
+    names = [node] if node is not None else nodes(root)
+    return sorted(
+        (guest for name in names for guest in _of_node(root, name, managed)), key=lambda guest: guest.vmid
+    )
+
+
+def _of_node(root: Root, node: str, managed: frozenset[int]) -> Iterator[Guest]:
+    for name in root.list(f"{NODES_DIR}/{node}/qemu-server"):
+        match = _CONF.fullmatch(name)
+        guest = read_guest(root, node, int(match[1]), managed) if match else None
+        if guest is not None:
+            yield guest
+
+
+def read_guest(root: Root, node: str, vmid: int, managed: frozenset[int] = frozenset()) -> Guest | None:
+    """One VM by its configuration file; None when it is not on this node (any more)."""
+    import hashlib
+
+    file = f"{NODES_DIR}/{node}/qemu-server/{vmid}.conf"
+    raw = root.read_bytes(file)
+    if raw is None:
+        return None
+    parsed = config.parse(raw.decode("utf-8", "replace"), name=f"/{file}")
+    return Guest(
+        vmid,
+        node,
+        parsed.options,
+        parsed.description,
+        hashlib.sha1(raw, usedforsecurity=False).hexdigest(),
+        running=root.exists(f"run/qemu-server/{vmid}.pid"),
+        ha=vmid in managed,
+    )
+
+
+def ha_resources(root: Root) -> frozenset[int]:
+    """The VMs that the HA manager starts, stops and moves (section headers of resources.cfg)."""
+    text = root.read("etc/pve/ha/resources.cfg") or ""
+    found = re.findall(r"^vm:[ \t]*([1-9]\d{2,8})[ \t]*$", text, re.ASCII | re.MULTILINE)
+    return frozenset(int(vmid) for vmid in found)
+
+
+def quorate(root: Root) -> bool:
+    """Whether the cluster takes writes. A node without a cluster has no such entry and is its own quorum."""
+    import json
+
+    try:
+        members = json.loads(root.read("etc/pve/.members") or "{}")
+    except ValueError:
+        return True
+    cluster = members.get("cluster") if isinstance(members, dict) else None
+    return not isinstance(cluster, dict) or cluster.get("quorate", 1) in (1, True, "1")
+
+
+def cluster_name(root: Root) -> str:
+    """The name in corosync.conf; empty for a node on its own."""
+    text = root.read("etc/pve/corosync.conf") or root.read("etc/corosync/corosync.conf") or ""
+    match = re.search(r"^\s*cluster_name:\s*([\w.-]{1,64})\s*$", text, re.ASCII | re.MULTILINE)
+    return match[1] if match else ""
