@@ -51,6 +51,7 @@ class Request:
     weight: cpuunits. load: measured demand in CPUs, None when unknown.
     cpus, nodes: the policy's limits, None for no limit.
     previous: what it had when it last ran.
+    resident: nodes where its memory lies already; empty for a VM that is about to start.
     """
 
     vmid: int
@@ -70,6 +71,7 @@ class Request:
     cpus: frozenset[int] | None = None
     nodes: frozenset[int] | None = None
     previous: Placement | None = None
+    resident: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,349 @@
+"""Exclusive CPUs for one VM: every set of nodes worth considering, measured rule by rule.
+
+The rules and their order: fewest nodes, near ones, evenly; the devices' nodes; fewest L3 groups; kinds of
+CPU; room for the next VM; stability. A candidate's `Score` is a tuple in that order, so the best candidate
+is the smallest one.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
+
+from pxsched.placement import explanation, memory
+from pxsched.placement.fixed import emulator
+from pxsched.placement.kinds import Variant, variants
+from pxsched.placement.layout import Part, assignments, deal, parts_of, unevenness, units
+from pxsched.placement.machine import NO_NODE, Machine, bits, machine_of, mask_of, remoteness
+from pxsched.placement.occupancy import Occupancy, occupancy, offered
+from pxsched.placement.request import Holding, Host, Placement, Refused, Request, VmClass
+from pxsched.placement.supply import Fill, Stock, fill, stocks_of, usable_for
+from pxsched.policy import Smt
+
+
+class Score(NamedTuple):
+    """Smaller is better, the first difference decides. The fields follow the order of the rules."""
+
+    nodes: int
+    distance: int
+    unevenness: int
+    devices: int
+    groups: int
+    kinds: tuple[int, int]
+    room: tuple[float, ...]
+    order: tuple[int, ...]
+
+    @property
+    def rules(self) -> tuple[object, ...]:
+        """What must be as good for a VM to get back what it had."""
+        return self[:6]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """vcpus: the CPU of each vCPU. split: a guest node had to be divided over host nodes."""
+
+    score: Score
+    nodes: tuple[int, ...]
+    mask: int
+    vcpus: tuple[int, ...]
+    split: bool = False
+
+
+class Search:
+    """One request on one machine state; everything is computed at most once."""
+
+    def __init__(self, host: Host, request: Request, occupied: Occupancy, pool: int) -> None:
+        self.machine: Machine = machine_of(host.topology)
+        self.request = request
+        self.occupied = occupied
+        busy = occupied.taken | (mask_of(host.housekeeping) if request.cpus is None else 0)
+        self.usable = usable_for(self.machine, pool, busy, request.smt)
+        self.free = memory.free_memory(self.machine, host, request)
+        self.parts = parts_of(request)
+        self.threads = 1 if request.smt is Smt.ISOLATE else self.machine.threads
+        self._stocks: dict[tuple[int, int], list[Stock]] = {}
+        self._fills: dict[tuple[int, int, int], Fill | None] = {}
+        self._used = {node: (occupied.taken & mask).bit_count() for node, mask in self.machine.cpus.items()}
+
+    def candidates(self) -> list[Candidate]:
+        """All candidates of the fewest nodes; empty when the VM does not fit at all."""
+        found: list[Candidate] = []
+        for variant in variants(self.machine, self.request.prefer, self.usable):
+            if variant.mask.bit_count() >= self.request.vcpus:
+                found += self._in_variant(variant)
+        return found
+
+    def _in_variant(self, variant: Variant) -> list[Candidate]:
+        capacity = {node: (variant.mask & cpus).bit_count() for node, cpus in self.machine.cpus.items()}
+        for parts in (self.parts, ()) if self._may_divide else (self.parts,):
+            for count in range(1, len(capacity) + 1):
+                found = [
+                    candidate
+                    for nodes in self._node_sets(count, capacity, parts)
+                    for candidate in self._on(nodes, variant, capacity, parts)
+                ]
+                if found:
+                    return found
+        return []
+
+    @property
+    def _may_divide(self) -> bool:
+        return bool(self.parts) and all(part.hosts is None for part in self.parts)
+
+    def _node_sets(
+        self, count: int, capacity: Mapping[int, int], parts: Sequence[Part]
+    ) -> list[tuple[int, ...]]:
+        """The sets of `count` nodes that can hold the VM: the nearest ones, of these the most even ones,
+        of these the nearest to the devices.
+        """
+        eligible = [node for node in self.machine.nodes if capacity[node] or self._lends_memory(node)]
+        if count > len(eligible) or not self._may_fit(count, eligible, capacity):
+            return []
+        fitting = [
+            nodes
+            for nodes in combinations(eligible, count)
+            if sum(capacity[node] for node in nodes) >= self.request.vcpus
+            and (parts or sum(self.free[node] for node in nodes) >= self.request.memory_mib)
+        ]
+        if count == 1 or parts:
+            return fitting
+        for measure in (self._distance, lambda nodes: self._unevenness(nodes, capacity), self._devices):
+            values = [measure(nodes) for nodes in fitting]
+            best = min(values, default=0)
+            fitting = [nodes for nodes, value in zip(fitting, values, strict=True) if value == best]
+        return fitting
+
+    def _lends_memory(self, node: int) -> bool:
+        allowed = self.request.nodes
+        return self.free[node] > 0 and (allowed is None or node in allowed)
+
+    def _may_fit(self, count: int, eligible: Sequence[int], capacity: Mapping[int, int]) -> bool:
+        most_cpus = sorted((capacity[node] for node in eligible), reverse=True)[:count]
+        most_memory = sorted((self.free[node] for node in eligible), reverse=True)[:count]
+        return sum(most_cpus) >= self.request.vcpus and sum(most_memory) >= self._least_memory
+
+    @property
+    def _least_memory(self) -> int:
+        return 0 if self.parts else self.request.memory_mib
+
+    def _on(
+        self,
+        nodes: tuple[int, ...],
+        variant: Variant,
+        capacity: Mapping[int, int],
+        parts: Sequence[Part],
+    ) -> Iterator[Candidate]:
+        if not parts:
+            split = self._dealt(nodes, variant, capacity)
+            vcpus = list(range(self.request.vcpus))
+            homes: list[tuple[int, ...]] = []
+            for share in split or ():
+                homes.append(tuple(vcpus[:share]))
+                vcpus = vcpus[share:]
+            if split is not None:
+                yield from self._candidate(nodes, homes, variant, capacity, divided=bool(self.parts))
+            return
+        for way in assignments(parts, nodes, capacity, self.free):
+            members: dict[int, list[int]] = {node: [] for node in nodes}
+            for index, node in sorted(way.items()):
+                members[node] += parts[index].vcpus
+            homes = [tuple(members[node]) for node in nodes]
+            yield from self._candidate(nodes, homes, variant, capacity, divided=False)
+            return
+
+    def _dealt(
+        self, nodes: tuple[int, ...], variant: Variant, capacity: Mapping[int, int]
+    ) -> tuple[int, ...] | None:
+        if len(nodes) == 1:
+            return (self.request.vcpus,)
+        room = [capacity[node] for node in nodes]
+
+        def price(position: int, count: int) -> int:
+            chosen = self._fill(nodes[position], count, variant)
+            return 1 << 16 if chosen is None else len(chosen.groups)
+
+        for unit in units(self.request, self.threads):
+            counts = deal(room, self.request.vcpus, unit, price)
+            if counts is not None:
+                return counts
+        return None
+
+    def _fill(self, node: int, count: int, variant: Variant) -> Fill | None:
+        key = (node, count, variant.mask)
+        if key not in self._fills:
+            stock_key = (node, variant.mask)
+            if stock_key not in self._stocks:
+                self._stocks[stock_key] = stocks_of(
+                    self.machine.cells[node], variant.mask, self.occupied.taken, self._crowd
+                )
+            self._fills[key] = fill(self._stocks[stock_key], count)
+        return self._fills[key]
+
+    def _crowd(self, mask: int) -> float:
+        """Demand of shared VMs on these CPUs."""
+        demand = 0.0
+        for other in self.occupied.floats:
+            inside = (other.mask & mask).bit_count()
+            if inside:
+                demand += other.demand * inside / other.mask.bit_count()
+        return demand
+
+    def _candidate(
+        self,
+        nodes: tuple[int, ...],
+        homes: Sequence[tuple[int, ...]],
+        variant: Variant,
+        capacity: Mapping[int, int],
+        *,
+        divided: bool,
+    ) -> Iterator[Candidate]:
+        fills = [self._fill(node, len(home), variant) for node, home in zip(nodes, homes, strict=True)]
+        vcpus = [0] * self.request.vcpus
+        mask = 0
+        for node, home, chosen in zip(nodes, homes, fills, strict=True):
+            if chosen is None:
+                return
+            mask |= chosen.mask
+            for vcpu, cpu in zip(home, self.in_order(node, chosen.mask), strict=True):
+                vcpus[vcpu] = cpu
+        sound = [chosen for chosen in fills if chosen is not None]
+        score = Score(
+            nodes=len(nodes),
+            distance=self._distance(nodes),
+            unevenness=0 if self.parts else self._unevenness(nodes, capacity),
+            devices=self._devices(nodes),
+            groups=len(frozenset().union(*(chosen.groups for chosen in sound))),
+            kinds=variant.rank,
+            room=self._room(nodes, homes, sound),
+            order=nodes,
+        )
+        yield Candidate(score, nodes, mask, tuple(vcpus), divided)
+
+    def _room(
+        self, nodes: Sequence[int], homes: Sequence[tuple[int, ...]], fills: Sequence[Fill]
+    ) -> tuple[float, ...]:
+        """What is left for the next VM: nodes filled evenly to within one L3 group, few groups broken."""
+        used = dict(self._used)
+        for node, home in zip(nodes, homes, strict=True):
+            used[node] += len(home)
+        group = max(cell.mask.bit_count() for node in nodes for cell in self.machine.cells[node])
+        imbalance = max(0, max(used.values()) - min(used.values()) - group)
+        return (
+            imbalance,
+            sum(chosen.broken for chosen in fills),
+            sum(chosen.disturbed for chosen in fills),
+            sum(chosen.leftover for chosen in fills),
+        )
+
+    def in_order(self, node: int, mask: int) -> Iterator[int]:
+        """CPUs so that neighbouring vCPUs are siblings, then neighbours in an L3 group."""
+        for cell in self.machine.cells[node]:
+            if cell.mask & mask:
+                for core in cell.cores:
+                    yield from bits(core & mask)
+
+    def _distance(self, nodes: Sequence[int]) -> int:
+        distance = self.machine.topology.distance
+        return sum(distance(one, other) + distance(other, one) for one, other in combinations(nodes, 2))
+
+    def _unevenness(self, nodes: Sequence[int], capacity: Mapping[int, int]) -> int:
+        return unevenness([capacity[node] for node in nodes], self.request.vcpus)
+
+    def _devices(self, nodes: Sequence[int]) -> int:
+        return remoteness(self.machine, nodes, self.request.device_nodes)
+
+    def previous(self, best: Candidate) -> Candidate | None:
+        """What the VM had, if it is free and as good as `best` by every rule but room."""
+        before = self.request.previous
+        if before is None or before.vm_class is not VmClass.DEDICATED:
+            return None
+        cpus = [next(iter(one)) for one in before.vcpus if len(one) == 1]
+        mask = mask_of(cpus)
+        if len(cpus) != self.request.vcpus or mask.bit_count() != len(cpus) or mask & ~self.usable:
+            return None
+        return self._measured(cpus, mask, best)
+
+    def _measured(self, cpus: list[int], mask: int, best: Candidate) -> Candidate | None:
+        machine = self.machine
+        nodes = tuple(node for node in machine.nodes if machine.cpus[node] & mask)
+        if self.parts and nodes != best.nodes:
+            return None
+        counts = [(machine.cpus[node] & mask).bit_count() for node in nodes]
+        best_counts = [(machine.cpus[node] & best.mask).bit_count() for node in best.nodes]
+        free = sum(self.free[node] for node in nodes)
+        cores = len({machine.core_of[cpu] for cpu in cpus})
+        best_cores = len({machine.core_of[cpu] for cpu in bits(best.mask)})
+        as_good = (
+            len(nodes) == len(best.nodes)
+            and sorted(counts) == sorted(best_counts)
+            and self._distance(nodes) <= best.score.distance
+            and self._devices(nodes) <= best.score.devices
+            and len(machine.groups_of(mask)) <= best.score.groups
+            and cores <= best_cores
+            and free >= self._least_memory
+            and self._guest_nodes_kept(cpus, best)
+            and any(
+                mask & ~variant.mask == 0
+                for variant in variants(machine, self.request.prefer, self.usable)
+                if variant.rank <= best.score.kinds
+            )
+        )
+        return Candidate(best.score, nodes, mask, tuple(cpus), best.split) if as_good else None
+
+    def _guest_nodes_kept(self, cpus: Sequence[int], best: Candidate) -> bool:
+        node_of = self.machine.topology.cpus
+        return not self.parts or all(
+            node_of[cpu].node == node_of[other].node for cpu, other in zip(cpus, best.vcpus, strict=True)
+        )
+
+
+def place_dedicated(host: Host, holdings: Sequence[Holding], request: Request) -> Placement:
+    """Exclusive CPUs, one for each vCPU. Raises Refused naming the rule and the numbers."""
+    machine = machine_of(host.topology)
+    occupied = occupancy(machine, holdings, request)
+    allowed = offered(machine, host, request)
+    pool = allowed & ~occupied.blocked
+    pools = dict.fromkeys((pool & ~occupied.constrained, pool))
+    for pool in pools:
+        search = Search(host, request, occupied, pool)
+        found = search.candidates()
+        if found:
+            return _answer(host, search, found, request)
+    raise explanation.refusal(search, host, allowed)
+
+
+def _answer(host: Host, search: Search, found: list[Candidate], request: Request) -> Placement:
+    best = min(found, key=lambda candidate: candidate.score)
+    before = search.previous(best)
+    chosen = before or best
+    _leave_the_others_some(host, search, chosen)
+    vcpus = tuple(frozenset((cpu,)) for cpu in chosen.vcpus)
+    own = frozenset(chosen.vcpus)
+    bound = frozenset().union(*(guest.host_nodes for guest in request.guest_nodes))
+    nodes = frozenset(search.machine.memory_node[node] for node in chosen.nodes if node != NO_NODE) | (
+        bound & host.topology.node_by_id.keys()
+    )
+    why = explanation.dedicated(search, found, chosen, again=before is not None)
+    near = emulator(host, frozenset(chosen.nodes), own)
+    return Placement(request.vmid, VmClass.DEDICATED, vcpus, near, nodes, why)
+
+
+def _leave_the_others_some(host: Host, search: Search, chosen: Candidate) -> None:
+    """Raises Refused when shared VMs would have no CPU left."""
+    machine = search.machine
+    homeless = [other.vmid for other in search.occupied.floats if other.vm_class is VmClass.SHARED]
+    taken = machine.spread(chosen.mask) if search.request.smt is Smt.ISOLATE else chosen.mask
+    open_ = machine.online & ~machine.isolated & ~mask_of(host.housekeeping)
+    dedicated = 0
+    for holding, mask in search.occupied.owned:
+        if holding.vm_class is VmClass.DEDICATED:
+            dedicated |= mask
+    left = open_ & ~dedicated & ~search.occupied.idle
+    if homeless and not left & ~taken:
+        raise Refused(
+            f"needs {chosen.mask.bit_count()} exclusive CPUs, which would leave none of the"
+            f" {left.bit_count()} free ones to shared VM{'s' * (len(homeless) > 1)}"
+            f" {', '.join(map(str, sorted(homeless)[:5]))}",
+            hint="stop a VM, or ask for fewer CPUs",
+        )
