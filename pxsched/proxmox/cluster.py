@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from pxsched.errors import UserError
 from pxsched.guest import config
+from pxsched.node import name_of
 from pxsched.root import Root
 
 NODES_DIR = "etc/pve/nodes"
@@ -63,13 +64,8 @@ def parse_vmid(text: str) -> int:
 
 
 def node_name(root: Root) -> str:
-    """This node's name: the target of /etc/pve/local, else the host name. Raises UserError without either."""
-    import os
-
-    try:
-        name = os.path.basename(os.readlink(root.path("etc/pve/local")))
-    except OSError:
-        name = (root.read("proc/sys/kernel/hostname") or root.read("etc/hostname") or "").split(".")[0]
+    """This node's name, fit for a path of the API. Raises UserError when there is none."""
+    name = name_of(root)
     if not _NODE.fullmatch(name):
         raise UserError("the name of this node is unknown", hint="is this the root of a Proxmox node?")
     return name

@@ -56,4 +56,20 @@ def _flags(options: Mapping[str, str]) -> list[str]:
 
 def find(root: Root) -> StandIn:
     """The sandbox that `root` is. Raises UserError when it is a mere copy of a machine's files."""
-    raise UserError(f"{root.base} is no sandbox: its VMs cannot be changed")
+    from pathlib import Path
+
+    from pxsched.sandbox import node, sandbox
+
+    directory = Path(root.base)
+    if not node.is_sandbox(directory):
+        raise UserError(f"{root.base} is no sandbox: the VMs below it cannot be changed")
+    home = node.find(directory)
+
+    def qm(*words: str) -> None:
+        if not sandbox.listening(home):
+            sandbox.launch(home, linger=True)
+        result = sandbox.request(home, list(words))
+        if result.code:
+            raise UserError(" ".join(result.output.split()) or f"qm {words[0]}: exit code {result.code}")
+
+    return StandIn(root, qm)

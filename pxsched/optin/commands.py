@@ -1,0 +1,249 @@
+"""`pxsched enable`, `disable` and `list`."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pxsched import chain
+from pxsched.errors import Exit, UserError
+from pxsched.optin import inventory, rules
+from pxsched.optin.apply import apply
+from pxsched.optin.rules import Outcome, Selection, Step
+from pxsched.proxmox import cluster, storage
+from pxsched.proxmox.api import Api, Login, local, remote
+from pxsched.proxmox.cluster import Guest
+from pxsched.root import Root
+
+EPILOG = """\
+examples:
+  pxsched enable 100 101              these two VMs, from their next start (running ones from the next pass)
+  pxsched enable --all --dry-run      what would change on this node
+  pxsched enable --tag db --now       all VMs tagged `db`, running ones at once
+  pxsched enable 100 --chain          keep the VM's present hookscript running beside ours
+  PXSCHED_TOKEN='audit@pve!ro=...' pxsched list --host pve1.example.org
+"""
+
+MARKS = {Outcome.CHANGE: "", Outcome.ALREADY: "unchanged", Outcome.SKIP: "skipped", Outcome.REFUSE: "REFUSED"}
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Where VMs are read from and changed. files: None over HTTPS; api: made when it is needed."""
+
+    files: Root | None
+    api: Callable[[], Api]
+    node: str | None
+
+    def guests(self, node: str | None = None) -> list[Guest]:
+        if self.files is not None:
+            return cluster.guests(self.files, node)
+        return inventory.guests(self.api(), node)
+
+    def remembered(self) -> dict[int, str]:
+        return chain.remembered(self.files) if self.files is not None else {}
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    for name, text in (
+        ("enable", "opt VMs in: set our hookscript"),
+        ("disable", "opt VMs out: remove it, or put their own script back"),
+    ):
+        parser = _parser(subparsers, name, text)
+        parser.add_argument("vmids", nargs="*", metavar="VMID", help="VMs by number, on any node")
+        parser.add_argument("--all", action="store_true", help="all VMs of this node (or of --node)")
+        parser.add_argument("--tag", default="", help="those of them with this tag")
+        parser.add_argument("--dry-run", action="store_true", help="show what would change")
+        parser.add_argument("--now", action="store_true", help="apply to running VMs at once")
+        if name == "enable":
+            parser.add_argument("--chain", action="store_true", help="keep a script that is there already")
+            parser.add_argument("--storage", default="", help="storage with our script (default: local)")
+    _parser(subparsers, "list", "show which VMs are opted in")
+
+
+def _parser(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str
+) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run, command=name)
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument("--node", help="another node of the cluster")
+    parser.add_argument("--host", help="reach the cluster over HTTPS: NAME[:PORT] of a node")
+    parser.add_argument(
+        "--token", help="USER@REALM!NAME=SECRET; better in PXSCHED_TOKEN, where `ps` does not show it"
+    )
+    parser.add_argument("--user", help="log in with a password instead (asked for, or PXSCHED_PASSWORD)")
+    parser.add_argument("--ca", help="certificate authority to trust; a copy of /etc/pve/pve-root-ca.pem")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs one of the three commands. Raises UserError."""
+    root = Root(args.root) if isinstance(args.root, str) else args.root
+    session = connect(args, root)
+    if args.command == "list":
+        return _list(session, args)
+    selection = Selection(
+        tuple(cluster.parse_vmid(text) for text in args.vmids),
+        args.tag,
+        args.all,
+        args.node or session.node,
+    )
+    guests, missing = rules.select(session.guests(None if selection.vmids else selection.node), selection)
+    steps = _steps(session, guests, args, root)
+    failed = _carry_out(session, steps, missing, args)
+    if args.now and not args.dry_run and session.files is not None:
+        _pass_now(session.files)
+    return Exit.REFUSED if failed else Exit.DONE
+
+
+def connect(args: argparse.Namespace, root: Root) -> Session:
+    """Raises UserError when neither this is a node nor another one can be reached."""
+    if not args.host:
+        return Session(root, lambda: local(root), cluster.node_name(root))
+    login = Login(
+        args.host, args.token or os.environ.get("PXSCHED_TOKEN"), args.user, _password(args.user), args.ca
+    )
+    api = remote(login, root)
+    return Session(None, lambda: api, None)
+
+
+def _password(user: str | None) -> str | None:
+    if not user:
+        return None
+    from getpass import getpass
+
+    return os.environ.get("PXSCHED_PASSWORD") or getpass(f"password of {user}: ")
+
+
+def _steps(session: Session, guests: list[Guest], args: argparse.Namespace, root: Root) -> list[Step]:
+    if args.command == "disable":
+        remembered = session.remembered()
+        return [rules.disable(guest, remembered) for guest in guests]
+    volume = f"{args.storage or installed_storage(root)}:snippets/{rules.SCRIPT_NAME}"
+    if session.files is not None and any(guest.node == session.node for guest in guests):
+        _require_script(session.files, volume)
+    by_number = bool(args.vmids)
+    return [rules.enable(guest, volume, chain=args.chain, by_number=by_number) for guest in guests]
+
+
+def installed_storage(root: Root) -> str:
+    """The storage that the installer put the hookscript on."""
+    return root.read("var/lib/pxsched/storage") or "local"
+
+
+def _require_script(root: Root, volume: str) -> None:
+    """A VM whose script is missing does not start, so none gets one that is not there."""
+    path = root.path(storage.script_path(root, volume))
+    if not os.access(path, os.X_OK):
+        raise UserError(
+            f"the hookscript {volume} is not installed on this node ({path})", hint="run install.sh"
+        )
+
+
+def _carry_out(session: Session, steps: list[Step], missing: list[int], args: argparse.Namespace) -> bool:
+    """Applies the steps and reports each; one VM's failure does not stop the others."""
+    failures = dict.fromkeys(missing, "there is no such VM")
+    for step in steps:
+        if step.outcome is Outcome.REFUSE:
+            failures[step.guest.vmid] = "; ".join(step.notes)
+        elif step.outcome is Outcome.CHANGE and not args.dry_run:
+            try:
+                apply(step, session.api(), session.files)
+            except UserError as error:
+                failures[step.guest.vmid] = str(error)
+    if args.json:
+        print(json.dumps(_report(steps, failures, args)))
+    else:
+        _print(steps, failures, args)
+    for vmid, reason in failures.items():
+        print(f"pxsched: VM {vmid}: {reason}", file=sys.stderr)
+    return bool(failures)
+
+
+def _report(steps: list[Step], failures: dict[int, str], args: argparse.Namespace) -> dict[str, object]:
+    vms = [
+        {
+            "vmid": step.guest.vmid,
+            "node": step.guest.node,
+            "outcome": "failed" if step.guest.vmid in failures else step.outcome.value,
+            "now": step.guest.hookscript or None,
+            "want": step.want or None,
+            "chained": step.chain or None,
+            "notes": list(step.notes),
+        }
+        for step in steps
+    ]
+    return {
+        "schema": 1,
+        "dry_run": args.dry_run,
+        "vms": vms,
+        "failures": {str(vmid): failures[vmid] for vmid in failures},
+    }
+
+
+def _print(steps: list[Step], failures: dict[int, str], args: argparse.Namespace) -> None:
+    if not steps and not failures:
+        print("no VM matches")
+    for step in steps:
+        if step.guest.vmid in failures:
+            continue
+        what = MARKS[step.outcome]
+        if step.outcome is Outcome.CHANGE:
+            done = f"{args.command}d" if not args.dry_run else f"would be {args.command}d"
+            what = f"{done}: hookscript {step.guest.hookscript or 'none'} -> {step.want or 'none'}"
+        print(f"VM {_label(step.guest)}: {what}{''.join(f' ({note})' for note in step.notes)}")
+
+
+def _label(guest: Guest) -> str:
+    name = "".join(char if char.isprintable() else "?" for char in guest.name[:40])
+    return f"{guest.vmid} {name} on {guest.node}" if name else f"{guest.vmid} on {guest.node}"
+
+
+def _list(session: Session, args: argparse.Namespace) -> int:
+    remembered = session.remembered()
+    guests = [guest for guest in session.guests(args.node) if not guest.describes_capacity]
+    if args.json:
+        print(json.dumps({"schema": 1, "vms": [_entry(guest, remembered) for guest in guests]}))
+        return Exit.DONE
+    print(f"{'VMID':>9}  {'NODE':12}  {'STATE':8}  {'PXSCHED':8}  NAME")
+    for guest in guests:
+        entry = _entry(guest, remembered)
+        state = "template" if guest.template else "running" if guest.running else "stopped"
+        other = guest.hookscript if guest.hookscript and not entry["enabled"] else remembered.get(guest.vmid)
+        ha = " [HA]" if guest.ha else ""
+        script = f" (hookscript {other[:60]})" if other else ""
+        enabled = "yes" if entry["enabled"] else "no"
+        print(f"{guest.vmid:>9}  {guest.node:12}  {state:8}  {enabled:8}  {guest.name[:40]}{ha}{script}")
+    return Exit.DONE
+
+
+def _entry(guest: Guest, remembered: dict[int, str]) -> dict[str, object]:
+    return {
+        "vmid": guest.vmid,
+        "node": guest.node,
+        "name": guest.name,
+        "running": guest.running,
+        "template": guest.template,
+        "ha": guest.ha,
+        "enabled": rules.is_ours(guest.hookscript),
+        "hookscript": guest.hookscript or None,
+        "chained": remembered.get(guest.vmid),
+    }
+
+
+def _pass_now(root: Root) -> None:
+    """Brings running VMs in line at once, as the timer would do within its period."""
+    from pxsched import ledger, node, settle
+
+    with ledger.locked(root) as held:
+        sightings = settle.sight_all(root, held)
+    settle.settle(node.open_node(root), sightings, everybody=True)

@@ -1,0 +1,64 @@
+"""Where a storage keeps its snippets on this node, from storage.cfg.
+
+Rules: PVE::Storage::Plugin (section headers, `content-dirs`, sub-directory `snippets`); network file systems
+are mounted on /mnt/pve/ID unless `path` says otherwise. Volume names have no directory part.
+"""
+
+import re
+
+from pxsched.errors import UserError
+from pxsched.root import Root
+
+STORAGE_FILE = "etc/pve/storage.cfg"
+# The types whose plugins offer the content type snippets.
+_MOUNTED = ("nfs", "cifs", "cephfs", "glusterfs")
+_WITH_PATH = ("dir", "btrfs", *_MOUNTED)
+
+_ID = re.compile(r"[a-zA-Z][a-zA-Z0-9._-]*[a-zA-Z0-9]", re.ASCII)
+_VOLUME = re.compile(r"([^:/\s]+):snippets/([^/\s]+)", re.ASCII)
+
+
+def snippets_directory(root: Root, storage: str) -> str:
+    """The directory's path below the root. Raises UserError when the storage can hold no snippets."""
+    sections = _sections(root.read(STORAGE_FILE) or "")
+    if storage == "local" and storage not in sections:
+        return "var/lib/vz/snippets"  # Proxmox's own default when the file does not name it
+    if storage not in sections:
+        known = ", ".join(sorted(sections)) or "local"
+        raise UserError(f"there is no storage {storage[:40]!r}", hint=f"Proxmox knows {known}")
+    kind, options = sections[storage]
+    if kind not in _WITH_PATH:
+        raise UserError(f"storage {storage} is of type {kind}, which cannot hold snippets")
+    path = options.get("path") or (f"/mnt/pve/{storage}" if kind in _MOUNTED else "")
+    if not path.startswith("/") or ".." in path.split("/"):
+        raise UserError(f"storage {storage} has no usable path ({path[:80]!r})")
+    directory = dict(
+        part.partition("=")[::2] for part in options.get("content-dirs", "").split(",") if "=" in part
+    ).get("snippets", "snippets")
+    return f"{path.strip('/')}/{directory.strip('/')}"
+
+
+def script_path(root: Root, volume: str) -> str:
+    """The path, below the root, of `STORAGE:snippets/NAME`. Raises UserError when it is no such volume."""
+    match = _VOLUME.fullmatch(volume)
+    if match is None or match[2] in (".", ".."):
+        raise UserError(f"{volume[:80]!r} is no snippet")
+    return f"{snippets_directory(root, match[1])}/{match[2]}"
+
+
+def _sections(text: str) -> dict[str, tuple[str, dict[str, str]]]:
+    """ID -> (type, options); an option is an indented `key value` line."""
+    found: dict[str, tuple[str, dict[str, str]]] = {}
+    options: dict[str, str] = {}
+    for line in text.splitlines():
+        if line.startswith("#"):
+            continue
+        if line[:1].isspace():
+            key, _, value = line.strip().partition(" ")
+            options[key] = value.strip()
+        elif line.strip():
+            kind, _, name = (part.strip() for part in line.partition(":"))
+            options = {}
+            if _ID.fullmatch(name):
+                found[name] = (kind, options)
+    return found
