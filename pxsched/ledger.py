@@ -41,7 +41,8 @@ class Claim:
     starter: the task that starts QEMU; the claim is void when that ends without QEMU.
     inherited: the CPU mask QEMU's threads would have had without us; empty when unknown.
     signature: what the placement was computed from; another one means computing again.
-    source: the node a migrating VM comes from. memory_mib: its configured size.
+    source: the node a migrating VM comes from. hookscript: the VM's option when it was placed.
+    memory_mib: its configured size.
     since_ns: boot time of the claim. load: measured demand in CPUs, None before it was measured.
     """
 
@@ -53,6 +54,7 @@ class Claim:
     inherited: str = ""
     signature: str = ""
     source: str = ""
+    hookscript: str = ""
     memory_mib: int = 0
     weight: int = 100
     since_ns: int = 0
@@ -197,6 +199,7 @@ def _claim_out(claim: Claim) -> dict[str, Any]:
         "inherited": claim.inherited,
         "signature": claim.signature,
         "source": claim.source,
+        "hookscript": claim.hookscript,
         "memory_mib": claim.memory_mib,
         "weight": claim.weight,
         "since_ns": claim.since_ns,
@@ -222,6 +225,7 @@ def _claim_in(vmid: int, body: Mapping[str, Any]) -> Claim:
         inherited=body["inherited"],
         signature=body["signature"],
         source=body["source"],
+        hookscript=body["hookscript"],
         memory_mib=body["memory_mib"],
         weight=body["weight"],
         since_ns=body["since_ns"],

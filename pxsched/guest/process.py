@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import pairwise
 
 from pxsched.host import cpulist
 from pxsched.root import Root
@@ -58,7 +59,7 @@ def find(root: Root, vmid: int) -> Process | None:
         return None
     pid = int(text)
     arguments = (root.read_bytes(f"proc/{pid}/cmdline") or b"").split(b"\0")
-    pid_files = [after for flag, after in zip(arguments, arguments[1:], strict=False) if flag == b"-pidfile"]
+    pid_files = [after for flag, after in pairwise(arguments) if flag == b"-pidfile"]
     suffix = f"{RUN_DIR}/{vmid}.pid"
     prefixes = ("/", "/var/", root.path(""), root.path("var/"))
     if not any(os.fsencode(prefix + suffix) in pid_files for prefix in prefixes):

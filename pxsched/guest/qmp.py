@@ -16,7 +16,7 @@ from typing import Self, TypeAlias
 from pxsched.guest.process import RUN_DIR
 from pxsched.root import Root
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 MAX_LINE_BYTES = 1 << 20
 MAX_COMMANDS = 3
@@ -153,7 +153,7 @@ class Qmp:
         return message
 
     def _left(self, late: QmpError) -> float:
-        """Seconds left of the patience; the deadline is for the whole conversation, however many events come."""
+        """Seconds left; the patience is for the whole conversation, however many events come."""
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise late

@@ -1,0 +1,5 @@
+import sys
+
+from pxsched.cli import main
+
+sys.exit(main())

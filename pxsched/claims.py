@@ -1,0 +1,242 @@
+"""From what was seen of the VMs to who holds what: claims are made, kept, moved and dropped here.
+
+Placement itself is a pure function; this decides when it is asked, and with what.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from pxsched import ledger as ledgers
+from pxsched.guest import process
+from pxsched.guest.config import Machine
+from pxsched.host import cpulist
+from pxsched.ledger import Claim, Ledger, State
+from pxsched.node import Node, Sighting
+from pxsched.placement.request import Holding, Host, Placement, Refused, Request, VmClass
+from pxsched.placement.search import place
+from pxsched.policy import Policy, Wish
+
+# A start that takes longer has failed: Proxmox waits a second per GiB at most (config_aware_timeout).
+LONGEST_START_NS = 3600 * 10**9
+
+
+@dataclass(slots=True)
+class Changes:
+    """What one update did. placed: VMIDs with a new placement; dropped; refused: the reason by VMID."""
+
+    placed: list[int] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
+
+
+def vm_class(machine: Machine, policy: Policy) -> VmClass:
+    """The class a VM gets (design: classes of VM). `affinity` comes first, as the admin wrote it."""
+    if machine.affinity and len(machine.affinity) == machine.vcpus:
+        return VmClass.PINNED
+    if policy.wish is Wish.DEDICATED:
+        return VmClass.DEDICATED
+    return VmClass.CONSTRAINED if machine.affinity else VmClass.SHARED
+
+
+def request(
+    vmid: int, machine: Machine, policy: Policy, *, device_nodes: frozenset[int] = frozenset()
+) -> Request:
+    """What placement is asked for this VM."""
+    wanted = vm_class(machine, policy)
+    limits = [cpulist.parse(policy.cpus)] if policy.cpus else []
+    if wanted is VmClass.DEDICATED and machine.affinity:
+        limits.append(frozenset(machine.affinity))
+    return Request(
+        vmid=vmid,
+        vcpus=machine.vcpus,
+        memory_mib=machine.memory_mib,
+        vm_class=wanted,
+        affinity=machine.affinity,
+        sockets=machine.sockets,
+        cores=machine.cores,
+        smt=policy.smt,
+        prefer=policy.prefer,
+        guest_nodes=machine.guest_nodes if machine.numa else (),
+        device_nodes=device_nodes,
+        hugepage_mib=machine.hugepage_mib,
+        weight=machine.weight,
+        cpus=frozenset.intersection(*limits) if limits else None,
+        nodes=cpulist.parse(policy.nodes) if policy.nodes else None,
+    )
+
+
+def update(
+    node: Node,
+    ledger: Ledger,
+    sightings: Iterable[Sighting],
+    host: Host,
+    device_nodes: Mapping[int, frozenset[int]] | None = None,
+) -> Changes:
+    """Brings the claims up to date with what was seen, and drops those whose VM is gone.
+
+    Exclusive wishes come first, so that many VMs found at once fit whatever their order. Never raises for one
+    VM: a refusal is kept under its VMID.
+    """
+    changes = Changes()
+    seen = {sighting.vmid: sighting for sighting in sightings}
+    for vmid, claim in list(ledger.claims.items()):
+        if not _holds(node, claim, seen.get(vmid)):
+            del ledger.claims[vmid]
+            changes.dropped.append(vmid)
+    wishes = []
+    for sighting in seen.values():
+        machine = sighting.machine
+        before = ledger.claims.get(sighting.vmid)
+        if machine is None:
+            if before and sighting.process:
+                ledger.claims[sighting.vmid] = replace(before, process=sighting.process, state=State.RUNNING)
+            continue
+        if not _opted_in(before, sighting) or not (sighting.process or sighting.starter):
+            continue
+        policy = node.settings.policy(sighting.vmid, machine.tags)
+        nodes = (device_nodes or {}).get(sighting.vmid, frozenset())
+        wishes.append((request(sighting.vmid, machine, policy, device_nodes=nodes), sighting, policy))
+    wishes.sort(key=lambda wish: (_ORDER[wish[0].vm_class], wish[0].vmid not in ledger.claims, wish[0].vmid))
+    for wish, sighting, policy in wishes:
+        try:
+            if _claim(node, ledger, wish, sighting, policy, host):
+                changes.placed.append(wish.vmid)
+        except Refused as refusal:
+            changes.refused[wish.vmid] = str(refusal)
+            if wish.vmid in ledger.claims:
+                del ledger.claims[wish.vmid]
+                changes.dropped.append(wish.vmid)
+    return changes
+
+
+_ORDER = {VmClass.PINNED: 0, VmClass.DEDICATED: 1, VmClass.CONSTRAINED: 2, VmClass.SHARED: 3}
+
+
+def _holds(node: Node, claim: Claim, sighting: Sighting | None) -> bool:
+    """Whether the claim still has a VM behind it."""
+    if sighting is not None and (sighting.process or sighting.starter):
+        return sighting.machine is None or _opted_in(claim, sighting)
+    if claim.process is not None and process.alive(node.root, claim.process):
+        return True
+    if claim.state is State.STARTING and claim.starter is not None:
+        young = ledgers.now_ns() - claim.since_ns < LONGEST_START_NS
+        return young and process.alive(node.root, claim.starter)
+    return False
+
+
+def _opted_in(claim: Claim | None, sighting: Sighting) -> bool:
+    """Whether we may place the VM: its hookscript is ours, or is still the one that once called us."""
+    if sighting.opted_in or claim is None or sighting.machine is None:
+        return sighting.opted_in
+    return claim.hookscript == sighting.machine.hookscript
+
+
+def _claim(node: Node, ledger: Ledger, wish: Request, sighting: Sighting, policy: Policy, host: Host) -> bool:
+    """Makes or renews one claim; says whether the VM was placed anew. Raises Refused."""
+    before = ledger.claims.get(wish.vmid)
+    signature = _signature(wish, policy)
+    holdings = [holding(claim) for claim in ledger.claims.values() if claim.vmid != wish.vmid]
+    moved = before is None or before.signature != signature or not _fits(node, before, holdings)
+    placement = before.placement if before else None
+    if moved or placement is None:
+        # Memory that is already allocated is no reason to refuse.
+        room = host if sighting.process is None else replace(host, free_mib={}, free_hugepages_mib={})
+        placement = place(
+            room, holdings, replace(wish, previous=placement, load=before.load if before else None)
+        )
+    claim = before or Claim(placement, State.STARTING, since_ns=ledgers.now_ns())
+    ledger.claims[wish.vmid] = replace(
+        claim,
+        placement=placement,
+        state=State.RUNNING if sighting.process else State.STARTING,
+        policy=policy,
+        process=sighting.process,
+        starter=None if sighting.process else sighting.starter,
+        inherited=_inherited(node, claim, sighting),
+        signature=signature,
+        source=sighting.source or claim.source,
+        memory_mib=wish.memory_mib,
+        weight=wish.weight,
+        hookscript=sighting.machine.hookscript if sighting.machine else "",
+        since_ns=claim.since_ns if claim.process in (None, sighting.process) else ledgers.now_ns(),
+    )
+    return moved
+
+
+def _inherited(node: Node, claim: Claim, sighting: Sighting) -> str:
+    """The mask QEMU's threads have without us: `affinity`, else that of the task that starts it."""
+    if sighting.machine and sighting.machine.affinity:
+        return cpulist.format(sighting.machine.affinity)
+    if sighting.process is None and sighting.starter is not None and sighting.starter != claim.starter:
+        mask = process.allowed(node.root, sighting.starter.pid)
+        return cpulist.format(mask) if mask else ""
+    return claim.inherited
+
+
+def _signature(wish: Request, policy: Policy) -> str:
+    """What a placement depends on; a claim with another signature is computed again."""
+    nodes = [
+        [sorted(rule.cpus), rule.memory_mib, sorted(rule.host_nodes), rule.policy]
+        for rule in wish.guest_nodes
+    ]
+    return json.dumps(
+        [
+            wish.vm_class, wish.vcpus, wish.memory_mib, wish.affinity, wish.sockets, wish.cores, wish.smt,
+            wish.prefer, nodes, sorted(wish.device_nodes), wish.hugepage_mib, policy.cpus, policy.nodes,
+        ],
+        separators=(",", ":"),
+    )  # fmt: skip
+
+
+def _fits(node: Node, claim: Claim, holdings: Iterable[Holding]) -> bool:
+    """Whether a placement still serves: its CPUs are there, and nobody else has them to himself."""
+    placement = claim.placement
+    if placement.vm_class is VmClass.SHARED:
+        dedicated = [other.cpus for other in holdings if other.vm_class is VmClass.DEDICATED]
+        return bool(placement.cpus & node.topology.online) and not any(
+            placement.cpus & cpus for cpus in dedicated
+        )
+    return placement.cpus <= node.topology.online
+
+
+def holding(claim: Claim) -> Holding:
+    """What other VMs must respect of a claim."""
+    placement = claim.placement
+    share = claim.memory_mib // max(1, len(placement.nodes)) if claim.state is State.STARTING else 0
+    return Holding(
+        vmid=claim.vmid,
+        vm_class=placement.vm_class,
+        vcpus=placement.vcpus,
+        smt=claim.policy.smt,
+        weight=claim.weight,
+        load=claim.load,
+        memory_mib=dict.fromkeys(placement.nodes, share),
+    )
+
+
+def displaced(ledger: Ledger) -> list[int]:
+    """Shared VMs whose home was dedicated to another VM since."""
+    dedicated = frozenset().union(
+        *(
+            claim.placement.cpus
+            for claim in ledger.claims.values()
+            if claim.placement.vm_class is VmClass.DEDICATED
+        )
+    )
+    return [
+        vmid
+        for vmid, claim in ledger.claims.items()
+        if claim.placement.vm_class is VmClass.SHARED and claim.placement.cpus & dedicated
+    ]
+
+
+def moved_to(placement: Placement, cpus: frozenset[int], nodes: frozenset[int], why: str) -> Placement:
+    """The same VM in another home, as the balancer proposes."""
+    return replace(
+        placement,
+        vcpus=(cpus,) * len(placement.vcpus),
+        emulator=cpus,
+        nodes=nodes,
+        why=(why, *placement.why[:3]),
+    )

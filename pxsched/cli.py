@@ -1,0 +1,135 @@
+"""The commands. Each area registers its own; this file parses, runs, and turns errors into exit codes."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+from pxsched.errors import Exit, UserError
+from pxsched.root import Root
+
+Register = Callable[["argparse._SubParsersAction[argparse.ArgumentParser]"], None]
+
+# Command -> the module that registers it: only what is asked for is imported.
+AREAS = {
+    "topology": "pxsched.commands.reading",
+    "config": "pxsched.commands.reading",
+    "plan": "pxsched.commands.reading",
+    "status": "pxsched.commands.reading",
+    "simulate": "pxsched.commands.placing",
+    "hook": "pxsched.commands.running",
+    "restore": "pxsched.commands.running",
+    "enable": "pxsched.optin.commands",
+    "disable": "pxsched.optin.commands",
+    "list": "pxsched.optin.commands",
+    "karpenter": "pxsched.karpenter.commands",
+    "sandbox": "pxsched.sandbox.commands",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns 0 done, 1 refused or failed with one line on stderr, 2 usage."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser(_command(words)).parse_args(words)
+    try:
+        return int(options.run(options))
+    except UserError as error:
+        print(f"pxsched: {error}", file=sys.stderr)
+        return Exit.REFUSED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return Exit.DONE
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # the entry point: one line, a journal entry, exit 1
+        if os.environ.get("PXSCHED_DEBUG"):
+            raise
+        _report(words, error)
+        return Exit.REFUSED
+
+
+def _report(words: list[str], error: Exception) -> None:
+    import syslog
+
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    line = f"unexpected {type(error).__name__}: {error}"
+    if where is not None:
+        line += f" [{os.path.basename(where.tb_frame.f_code.co_filename)}:{where.tb_lineno}]"
+    print(f"pxsched: {line} (please report it with `pxsched doctor --bundle FILE`)", file=sys.stderr)
+    syslog.openlog("pxsched")
+    syslog.syslog(syslog.LOG_ERR, f"{' '.join(words)[:200]}: {line}")
+
+
+def _command(words: list[str]) -> str | None:
+    """The command among the words, so that only its area is loaded; None for the whole help."""
+    skip = False
+    for word in words:
+        if skip or word.startswith("-"):
+            skip = word == "--root"
+            continue
+        return word if word in AREAS else None
+    return None
+
+
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of one command, or of all."""
+    top = argparse.ArgumentParser(
+        prog="pxsched",
+        description="Places, pins and balances the QEMU guests of a Proxmox VE node.",
+        epilog="examples:\n  pxsched topology\n  pxsched plan 100\n  pxsched status\n  pxsched enable 100",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument(
+        "--root", type=_root, default=Root(os.environ.get("PXSCHED_ROOT", "/")), metavar="DIR",
+        help="look below DIR instead of / (a captured machine, a sandbox)",
+    )  # fmt: skip
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in dict.fromkeys([AREAS[command]] if command else AREAS.values()):
+        register: Register = import_module(module).register
+        register(commands)
+    return top
+
+
+def _root(text: str) -> Root:
+    if not os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no directory")
+    return Root(os.path.abspath(text))
+
+
+def add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    help: str,
+    *,
+    example: str,
+    reads: bool = False,
+) -> argparse.ArgumentParser:
+    """Adds one command. reads: it takes --json."""
+    command = commands.add_parser(
+        name, help=help, description=help[:1].upper() + help[1:] + ".", epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    command.set_defaults(run=run)
+    if reads:
+        command.add_argument("--json", action="store_true", help="print JSON")
+    return command
+
+
+def vmid(text: str) -> int:
+    """An argument that is a VMID."""
+    from pxsched.guest.process import VMID
+
+    if not VMID.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no VMID")
+    return int(text)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One JSON object, with the schema every one of ours has."""
+    print(json.dumps({"schema": 1, **document}, ensure_ascii=False))

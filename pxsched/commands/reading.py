@@ -1,0 +1,210 @@
+"""`topology`, `config`, `plan` and `status`: what is, and what would be. They change nothing."""
+
+import argparse
+import os
+from typing import Any
+
+from pxsched import ledger as ledgers
+from pxsched import node as nodes
+from pxsched import planning
+from pxsched.cli import add, print_json, vmid
+from pxsched.errors import Exit, UserError
+from pxsched.guest import config
+from pxsched.guest.process import VMID
+from pxsched.host import cpulist, topology
+from pxsched.host.topology import Topology
+from pxsched.ledger import NODE, Claim, Entry
+from pxsched.planning import Plan
+from pxsched.root import Root
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    add(commands, "topology", run_topology, "show the machine: CPUs, cores, L3 groups, NUMA nodes, packages",
+        example="pxsched --root captured/ topology --json", reads=True)  # fmt: skip
+    command = add(commands, "config", run_config, "show a VM's configuration as pxsched reads it",
+                  example="pxsched config 100 --json", reads=True)  # fmt: skip
+    command.add_argument("vm", metavar="VMID|FILE")
+    command = add(commands, "plan", run_plan, "show what would be done for a VM, and why; changes nothing",
+                  example="pxsched plan 100", reads=True)  # fmt: skip
+    command.add_argument("vm", metavar="VMID", type=vmid)
+    command = add(commands, "status", run_status, "show who holds what, and every knob that is turned",
+                  example="pxsched status 100 --json", reads=True)  # fmt: skip
+    command.add_argument("vm", metavar="VMID", type=vmid, nargs="?")
+
+
+def run_topology(options: argparse.Namespace) -> int:
+    machine = topology.read(options.root)
+    if options.json:
+        print_json(topology_document(machine))
+    else:
+        from pxsched.report import text
+
+        print(text.machine(machine))
+    return Exit.DONE
+
+
+def topology_document(machine: Topology) -> dict[str, Any]:
+    return {
+        "cpus": [
+            {
+                "id": cpu.id,
+                "online": cpu.online,
+                "core": cpu.core,
+                "l3": cpu.l3,
+                "node": cpu.node,
+                "package": cpu.package,
+                "siblings": cpulist.format(cpu.siblings),
+                "kind": cpu.kind,
+            }
+            for cpu in machine.cpus.values()
+        ],
+        "l3": [
+            {"id": l3.id, "cpus": cpulist.format(l3.cpus), "size_bytes": l3.size_bytes} for l3 in machine.l3s
+        ],
+        "nodes": [
+            {
+                "id": node.id,
+                "cpus": cpulist.format(node.cpus),
+                "memory_bytes": node.memory_bytes,
+                "distances": {str(other): distance for other, distance in node.distances.items()},
+            }
+            for node in machine.nodes
+        ],
+        "packages": [
+            {"id": package.id, "cpus": cpulist.format(package.cpus)} for package in machine.packages
+        ],
+        "isolated": cpulist.format(machine.isolated),
+        "warnings": machine.warnings,
+    }
+
+
+def run_config(options: argparse.Namespace) -> int:
+    parsed = config.parse(_config_text(options.root, options.vm), name=os.path.basename(options.vm))
+    if options.json:
+        print_json(
+            {
+                "options": parsed.options,
+                "pending": parsed.pending,
+                "snapshots": parsed.snapshots,
+                "description": parsed.description,
+                "warnings": parsed.warnings,
+            }
+        )
+    else:
+        for key, value in parsed.options.items():
+            print(f"{key}: {printable(value)}")
+        for warning in parsed.warnings:
+            print(f"# {printable(warning)}")
+    return Exit.DONE
+
+
+def _config_text(root: Root, name: str) -> str:
+    if VMID.fullmatch(name):
+        path = nodes.config_path(root, int(name))
+        if path is None:
+            raise UserError(f"there is no VM {name} on node {nodes.name_of(root)}")
+        text = root.read(path)
+        if text is None:
+            raise UserError(f"cannot read /{path}")
+        return text
+    try:
+        with open(name, encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except OSError as error:
+        raise UserError(f"cannot read {name!r}: {error.strerror}", hint="a VMID or a file") from error
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    plan = planning.plan(nodes.open_node(options.root), options.vm)
+    if options.json:
+        print_json(plan_document(plan))
+        return Exit.DONE
+    placement = plan.claim.placement
+    print(f"VM {plan.claim.vmid} is {placement.vm_class}")
+    for number, cpus in enumerate(placement.vcpus):
+        print(f"  vCPU {number}: CPU {cpulist.format(cpus)}")
+    print(f"  emulator: CPU {cpulist.format(placement.emulator)}")
+    print(f"  memory: node {cpulist.format(placement.nodes)}")
+    for line in placement.why:
+        print(f"  why: {line}")
+    for item in plan.settings:
+        print(f"  {item.knob}: {item.now or '-'} -> {item.want}")
+    return Exit.DONE
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    return {**claim_document(plan.claim), "settings": [
+        {"knob": item.knob, "now": item.now, "want": item.want} for item in plan.settings
+    ]}  # fmt: skip
+
+
+def claim_document(claim: Claim) -> dict[str, Any]:
+    placement = claim.placement
+    return {
+        "vmid": claim.vmid,
+        "class": placement.vm_class,
+        "vcpus": [
+            {"vcpu": number, "cpus": cpulist.format(cpus)} for number, cpus in enumerate(placement.vcpus)
+        ],
+        "emulator": cpulist.format(placement.emulator),
+        "nodes": cpulist.format(placement.nodes),
+        "why": placement.why,
+    }
+
+
+def run_status(options: argparse.Namespace) -> int:
+    ledger = ledgers.peek(options.root)
+    claims = [claim for vmid, claim in sorted(ledger.claims.items()) if options.vm in (None, vmid)]
+    entries = {
+        key: entry for key, entry in ledger.journal.items() if options.vm is None or entry.owner == options.vm
+    }
+    if options.vm is not None and not claims and not entries:
+        raise UserError(f"VM {options.vm} holds nothing", hint="is it running, and opted in?")
+    states = {key: planning.now(options.root, key) for key in entries}
+    if options.json:
+        print_json(
+            {
+                "node": nodes.name_of(options.root),
+                "vms": [_status_document(options.root, claim) for claim in claims],
+                "knobs": [_knob_document(key, entry, states[key]) for key, entry in entries.items()],
+                "warnings": ledger.warnings,
+            }
+        )
+        return Exit.DONE
+    from pxsched.report import text
+
+    for warning in ledger.warnings:
+        print(f"warning: {warning}")
+    print(text.status(claims, entries, states))
+    return Exit.DONE
+
+
+def _status_document(root: Root, claim: Claim) -> dict[str, Any]:
+    return {
+        **claim_document(claim),
+        "state": claim.state,
+        "pid": claim.process.pid if claim.process else None,
+        "run_delay": planning.run_delay(root, claim),
+        "load": claim.load,
+        "balloon": None,
+    }
+
+
+def _knob_document(key: str, entry: Entry, now: str | None) -> dict[str, Any]:
+    return {
+        "knob": key,
+        "vmid": None if entry.owner == NODE else entry.owner,
+        "plugin": entry.plugin,
+        "original": entry.original,
+        "now": now,
+        "want": entry.wanted,
+        "drift": now is not None and now != entry.wanted,
+        "drifted_s_ago": None if entry.drifted_ns is None else (ledgers.now_ns() - entry.drifted_ns) / 1e9,
+        "drifts": entry.drifts,
+        "note": entry.note,
+    }
+
+
+def printable(text: str) -> str:
+    """Text of a tenant's making, without anything that moves a terminal's cursor."""
+    return "".join(char if char.isprintable() else "?" for char in text)

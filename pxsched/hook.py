@@ -1,0 +1,125 @@
+"""The hookscript's phases. Each is only a hint when to look: all four do the same pass, for one VM.
+
+Proxmox calls it with the VM's lock held (PVE::GuestHelpers::exec_hookscript), so it never sleeps, waits for a
+guest, or leaves a child behind. Its output goes into the task log; a migration's source reads that line by
+line, which is why every line begins with `pxsched: `.
+"""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from pxsched import node as node_module
+from pxsched import settle
+from pxsched.errors import Exit, UserError
+from pxsched.guest import process
+from pxsched.guest.process import VMID
+from pxsched.host import cpulist
+from pxsched.ledger import Claim
+from pxsched.node import Node
+from pxsched.root import Root
+
+PHASES = ("pre-start", "post-start", "pre-stop", "post-stop")
+QMP_PATIENCE_S = 1.0
+MOST_REASONS = 4
+
+
+def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
+    """Runs one phase; the exit code is what Proxmox should make of it."""
+    if len(arguments) != 2:
+        say("usage: pxsched VMID pre-start|post-start|pre-stop|post-stop")
+        return Exit.USAGE
+    vmid, phase = arguments
+    if phase not in PHASES:
+        return Exit.DONE
+    if not VMID.fullmatch(vmid):
+        say(f"{vmid[:20]!r} is no VMID")
+        return Exit.DONE
+    root = Root(environ.get("PXSCHED_ROOT", "/"))
+    ours = _guarded(root, int(vmid), phase, environ)
+    if root.exists("etc/pxsched/hooks.d"):
+        from pxsched.chain import run_chain
+
+        return run_chain(root, int(vmid), phase) or ours
+    return ours
+
+
+def _guarded(root: Root, vmid: int, phase: str, environ: Mapping[str, str]) -> int:
+    """A fault of ours keeps no VM from starting, unless its policy is strict."""
+    try:
+        return run(root, vmid, phase, environ)
+    except UserError as error:
+        say(str(error))
+    except Exception as error:  # noqa: BLE001 - the entry point of the hook
+        say(f"unexpected {type(error).__name__}: {error}")
+    return Exit.REFUSED if phase == "pre-start" and _strict(root, vmid, environ) else Exit.DONE
+
+
+def run(root: Root, vmid: int, phase: str, environ: Mapping[str, str]) -> int:
+    """One phase of one VM. Raises UserError when nothing could be done."""
+    source = environ.get("PVE_MIGRATED_FROM", "")
+    if node_module.config_path(root, vmid, source) is None:
+        if node_module.is_container(root, vmid):
+            say(f"{vmid} is a container; only VMs are placed")
+            return Exit.DONE
+        if phase == "pre-start":
+            say(f"there is no configuration of VM {vmid}; it starts unplaced")
+            return Exit.DONE
+    node = node_module.open_node(root, environ)
+    for warning in node.settings.warnings:
+        say(warning)
+    starter = process.identify(root, os.getppid()) if phase == "pre-start" else None
+    patience_s = QMP_PATIENCE_S if phase == "post-start" else None
+    sighting = node_module.sight(
+        root, vmid, starter=starter, source=source, patience_s=patience_s, hooked=True
+    )
+    done = settle.settle(node, [sighting], everybody=False)
+    for line in (*done.notes, *done.report.failed):
+        say(line)
+    refusal = done.changes.refused.get(vmid)
+    if refusal is not None:
+        return _refuse(node, vmid, phase, refusal)
+    claim = done.claims.get(vmid)
+    if claim is not None and phase in ("pre-start", "post-start"):
+        _tell(claim, phase, len(done.report.turned))
+    return Exit.DONE
+
+
+def _refuse(node: Node, vmid: int, phase: str, reason: str) -> int:
+    machine = node_module.machine_of(node.root, vmid)
+    strict = machine is not None and node.settings.policy(vmid, machine.tags).strict
+    if strict and phase == "pre-start":
+        say(f"VM {vmid} is refused, as its policy is strict: {reason}")
+        return Exit.REFUSED
+    say(f"VM {vmid} runs unplaced: {reason}")
+    return Exit.DONE
+
+
+def _tell(claim: Claim, phase: str, turned: int) -> None:
+    placement = claim.placement
+    if phase == "post-start":
+        say(f"VM {claim.vmid}: {turned} knobs turned")
+        return
+    singles = all(len(cpus) == 1 for cpus in placement.vcpus)
+    cpus = cpulist.format_ordered([min(cpus) for cpus in placement.vcpus]) if singles else None
+    where = f"vCPUs on {cpus}" if cpus else f"vCPUs within {cpulist.format(placement.cpus)}"
+    emulator, memory = cpulist.format(placement.emulator), cpulist.format(placement.nodes)
+    say(f"VM {claim.vmid} is {placement.vm_class}: {where}, emulator on {emulator}, memory of node {memory}")
+    for reason in placement.why[:MOST_REASONS]:
+        say(f"  {reason}")
+
+
+def _strict(root: Root, vmid: int, environ: Mapping[str, str]) -> bool:
+    from pxsched import settings
+
+    machine = node_module.machine_of(root, vmid, environ.get("PVE_MIGRATED_FROM", ""))
+    return settings.load(root, environ).policy(vmid, machine.tags if machine else ()).strict
+
+
+def say(line: str) -> None:
+    """One line for the task log; a reader that left is no reason to fail."""
+    text = "".join(char if char.isprintable() else "?" for char in line)
+    try:
+        print(f"pxsched: {text}", flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends

@@ -1,0 +1,125 @@
+"""This node as one pass sees it: its settings and topology, and the VMs on it.
+
+A VM's configuration lies below its node's directory in /etc/pve: our own, or during an incoming migration the
+source's. /etc/pve may be empty while pve-cluster is down; that never means that there are no VMs.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from pxsched import settings as settings_module
+from pxsched.guest import config, process, qmp
+from pxsched.guest.config import Machine
+from pxsched.guest.process import Process, Role, Thread
+from pxsched.host import topology as topologies
+from pxsched.host.topology import Topology
+from pxsched.placement.housekeeping import housekeeping
+from pxsched.root import Root
+from pxsched.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What was seen of one VM. machine: None when its configuration is nowhere to be read.
+
+    starter: the task that is about to start QEMU. source: the node a migration comes from.
+    opted_in: its hookscript is ours, or Proxmox called us for it.
+    """
+
+    vmid: int
+    machine: Machine | None
+    process: Process | None = None
+    threads: tuple[Thread, ...] = ()
+    starter: Process | None = None
+    source: str = ""
+    opted_in: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Node:
+    root: Root
+    settings: Settings
+    topology: Topology
+
+    @cached_property
+    def name(self) -> str:
+        return name_of(self.root)
+
+    @cached_property
+    def housekeeping(self) -> frozenset[int]:
+        return housekeeping(self.topology, self.settings.node)
+
+
+def open_node(root: Root, environ: Mapping[str, str] = os.environ) -> Node:
+    """Raises UserError when the topology cannot be read."""
+    return Node(root, settings_module.load(root, environ), topologies.read(root))
+
+
+def name_of(root: Root) -> str:
+    """The node's name: the target of /etc/pve/local, else the host name up to its first dot."""
+    try:
+        return os.path.basename(os.readlink(root.path("etc/pve/local")))
+    except OSError:
+        name = root.read("etc/hostname") or root.read("proc/sys/kernel/hostname") or "localhost"
+        return name.partition(".")[0]
+
+
+def config_path(root: Root, vmid: int, source: str = "") -> str | None:
+    """Where the VM's configuration lies below the root: own node first, then the migration's source."""
+    for node in (name_of(root), source):
+        path = f"etc/pve/nodes/{node}/qemu-server/{int(vmid)}.conf"
+        if node and "/" not in node and root.exists(path):
+            return path
+    # Roots without the cluster's directories, such as captures of a single file.
+    path = f"etc/pve/qemu-server/{int(vmid)}.conf"
+    return path if root.exists(path) else None
+
+
+def machine_of(root: Root, vmid: int, source: str = "") -> Machine | None:
+    path = config_path(root, vmid, source)
+    text = root.read(path) if path else None
+    return None if text is None else config.machine(config.parse(text, name=f"{vmid}.conf"))
+
+
+def is_container(root: Root, vmid: int) -> bool:
+    return root.exists(f"etc/pve/nodes/{name_of(root)}/lxc/{int(vmid)}.conf")
+
+
+def sight(
+    root: Root,
+    vmid: int,
+    *,
+    starter: Process | None = None,
+    source: str = "",
+    patience_s: float | None = None,
+    hooked: bool = False,
+) -> Sighting:
+    """Looks at one VM. patience_s: how long QMP may take to tell the threads apart; None: ask it only when
+    the threads' names leave a vCPU unfound, and not for long. hooked: Proxmox called our hook for it.
+    """
+    machine = machine_of(root, vmid, source)
+    opted_in = hooked or (machine is not None and machine.opted_in)
+    found = process.find(root, vmid)
+    if found is None:
+        return Sighting(vmid, machine, starter=starter, source=source, opted_in=opted_in)
+    threads, notes = _threads(root, vmid, found, machine, patience_s)
+    return Sighting(vmid, machine, found, threads, None, source, opted_in, notes)
+
+
+def _threads(
+    root: Root, vmid: int, found: Process, machine: Machine | None, patience_s: float | None
+) -> tuple[tuple[Thread, ...], tuple[str, ...]]:
+    threads = process.threads(root, found)
+    named = sum(thread.role is Role.VCPU for thread in threads)
+    if not root.live or (patience_s is None and machine is not None and named >= machine.vcpus):
+        return threads, ()
+    try:
+        with qmp.Qmp(root, vmid, patience_s=patience_s or 0.5) as monitor:
+            vcpus = qmp.vcpu_threads(monitor.execute("query-cpus-fast"))
+            iothreads = qmp.iothread_ids(monitor.execute("query-iothreads"))
+    except qmp.QmpError as error:
+        return threads, (f"threads told by their names, as QMP failed: {error}",)
+    return process.with_roles(threads, vcpus, iothreads), ()

@@ -1,0 +1,77 @@
+"""What a pass would do for one VM, without doing it; and how the knobs in the journal stand now."""
+
+from dataclasses import dataclass
+
+from pxsched import ledger as ledgers
+from pxsched import node as nodes
+from pxsched import settle
+from pxsched.errors import UserError
+from pxsched.guest import process
+from pxsched.guest.process import Process
+from pxsched.knobs import knob as knobs
+from pxsched.knobs.knob import Gone
+from pxsched.knobs.thread import ThreadAffinity
+from pxsched.ledger import NODE, Claim
+from pxsched.node import Node
+from pxsched.placement.request import Refused
+from pxsched.root import Root
+
+# Stands for the task that would start QEMU, in a plan for a VM that does not run.
+_NOBODY = Process(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSetting:
+    """knob: its key. now: None when the knob cannot be read."""
+
+    knob: str
+    now: str | None
+    want: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    claim: Claim
+    settings: tuple[PlannedSetting, ...]
+
+
+def plan(node: Node, vmid: int) -> Plan:
+    """What would be done for this VM. Raises UserError without such a VM, Refused without a place for it."""
+    ledger = ledgers.peek(node.root)
+    before = ledger.claims.get(vmid)
+    sighting = nodes.sight(
+        node.root, vmid, starter=_NOBODY, source=before.source if before else "", hooked=True
+    )
+    if sighting.machine is None:
+        raise UserError(f"there is no VM {vmid} on node {node.name}")
+    changes, seen = settle.decide(node, ledger, [sighting])
+    if vmid in changes.refused:
+        raise Refused(changes.refused[vmid])
+    nobody = ThreadAffinity(_NOBODY.pid, _NOBODY.start_ticks)
+    settings = [
+        PlannedSetting(setting.knob.key, now(node.root, setting.knob.key), setting.want)
+        for setting in settle.wanted(node, ledger, seen.values())
+        if setting.owner in (vmid, NODE) and setting.knob != nobody
+    ]
+    return Plan(ledger.claims[vmid], tuple(settings))
+
+
+def now(root: Root, key: str) -> str | None:
+    """A knob's value at this moment; None when it is gone or cannot be read."""
+    try:
+        return knobs.from_key(key).read(root)
+    except (Gone, OSError, ValueError):
+        return None
+
+
+def run_delay(root: Root, claim: Claim) -> dict[str, int] | None:
+    """Nanoseconds that the VM's threads ran and waited since they began (/proc/PID/task/TID/schedstat)."""
+    if claim.process is None:
+        return None
+    ran_ns = waited_ns = 0
+    for thread in process.threads(root, claim.process):
+        words = (root.read(f"proc/{claim.process.pid}/task/{thread.tid}/schedstat") or "").split()
+        if len(words) >= 2:
+            ran_ns += int(words[0])
+            waited_ns += int(words[1])
+    return {"ran_ns": ran_ns, "waited_ns": waited_ns}

@@ -1,0 +1,99 @@
+"""One pass: look, decide who holds what, turn the knobs. The hook, the timer and the commands all do this."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pxsched import claims
+from pxsched import ledger as ledgers
+from pxsched import node as nodes
+from pxsched.claims import Changes
+from pxsched.guest import process
+from pxsched.ledger import NODE, Claim, Ledger
+from pxsched.node import Node, Sighting
+from pxsched.placement.request import Host
+from pxsched.plugins import registry
+from pxsched.plugins.view import HostView, Setting, VmView
+from pxsched.reconcile import Report, reconcile
+from pxsched.root import Root
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass found and did. claims: as they are now, of the VMs that were looked at."""
+
+    changes: Changes
+    report: Report
+    claims: dict[int, Claim] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def vmids(root: Root, ledger: Ledger) -> list[int]:
+    """All VMs worth a look: those with a pid file and those that hold something."""
+    return sorted({*process.running(root), *ledger.claims})
+
+
+def sight_all(root: Root, ledger: Ledger) -> list[Sighting]:
+    """Looks at every VM; a VM that arrives by migration is found through its claim's source."""
+    sources = {vmid: claim.source for vmid, claim in ledger.claims.items()}
+    return [nodes.sight(root, vmid, source=sources.get(vmid, "")) for vmid in vmids(root, ledger)]
+
+
+def settle(node: Node, sightings: Iterable[Sighting], *, everybody: bool) -> Pass:
+    """Brings claims and knobs up to date with the sightings, under the ledger's lock.
+
+    everybody: the sightings are of all VMs; entries whose VM is not among them go back, too.
+    Raises UserError when the ledger cannot be used.
+    """
+    sightings = list(sightings)
+    with ledgers.locked(node.root) as ledger:
+        changes, seen = decide(node, ledger, sightings)
+        frozen = {
+            vmid for vmid, sighting in seen.items() if sighting.machine is None and vmid in ledger.claims
+        }
+        owners = None if everybody and not frozen else _owners(ledger, seen, changes, everybody) - frozen
+        report = reconcile(node.root, ledger, wanted(node, ledger, seen.values()), owners)
+        notes = [*ledger.warnings, *(note for sighting in seen.values() for note in sighting.notes)]
+        held = {vmid: ledger.claims[vmid] for vmid in seen if vmid in ledger.claims}
+        return Pass(changes, report, held, tuple(notes))
+
+
+def decide(node: Node, ledger: Ledger, sightings: list[Sighting]) -> tuple[Changes, dict[int, Sighting]]:
+    """Updates the claims; VMs that must make room for dedicated ones are looked at and placed as well."""
+    seen = {sighting.vmid: sighting for sighting in sightings}
+    changes = claims.update(node, ledger, seen.values(), host_of(node, seen.values()))
+    for vmid in claims.displaced(ledger):
+        sighting = nodes.sight(node.root, vmid, source=ledger.claims[vmid].source)
+        seen[vmid] = sighting
+        more = claims.update(node, ledger, [sighting], host_of(node, ()))
+        changes.placed += more.placed
+        changes.dropped += more.dropped
+        changes.refused |= more.refused
+    return changes, seen
+
+
+def host_of(node: Node, sightings: Iterable[Sighting]) -> Host:
+    """The machine as placement sees it."""
+    return Host(node.topology, node.housekeeping)
+
+
+def wanted(node: Node, ledger: Ledger, sightings: Iterable[Sighting]) -> list[Setting]:
+    """What all plugins want for these VMs and for the node."""
+    host = HostView(node.topology, node.settings.node, node.housekeeping, ledger.claims)
+    settings = list(registry.of_node(host))
+    for sighting in sightings:
+        claim = ledger.claims.get(sighting.vmid)
+        if claim is not None and sighting.machine is not None:
+            settings += registry.of_vm(VmView(claim, sighting.machine, sighting.threads), host)
+    return settings
+
+
+def _owners(ledger: Ledger, seen: dict[int, Sighting], changes: Changes, everybody: bool) -> set[int]:
+    owners = {NODE, *seen, *changes.dropped}
+    return owners | {entry.owner for entry in ledger.journal.values()} if everybody else owners
+
+
+def restore_all(root: Root) -> Report:
+    """Puts back every value we hold, and forgets all claims."""
+    with ledgers.locked(root) as ledger:
+        ledger.claims.clear()
+        return reconcile(root, ledger, (), None)
