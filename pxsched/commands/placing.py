@@ -8,7 +8,8 @@ from pxsched.errors import Exit, UserError
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    command = add(commands, "simulate", run_simulate, "answer where VMs would go, from JSON lines of starts and stops",
+    command = add(commands, "simulate", run_simulate,
+                  "say where VMs would go, from JSON lines of starts and stops",
                   example="pxsched --root captured/ simulate requests.jsonl --json", reads=True)  # fmt: skip
     command.add_argument("requests", metavar="REQUESTS.jsonl", help="a file; - for standard input")
 
