@@ -37,7 +37,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> i
         return Exit.DONE
     root = Root(environ.get("PXSCHED_ROOT", "/"))
     ours = _guarded(root, int(vmid), phase, environ)
-    if root.exists("etc/pxsched/hooks.d"):
+    if root.exists("etc/pxsched/hooks.d") or root.exists("etc/pve/pxsched-chain.json"):
         from pxsched.chain import run_chain
 
         return run_chain(root, int(vmid), phase) or ours

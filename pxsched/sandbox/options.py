@@ -25,7 +25,7 @@ class Effect(Enum):
 
 
 _AT_ONCE: Final = frozenset(
-    {"cpulimit", "cpuunits", "description", "hookscript", "lock", "name", "onboot", "shares"}
+    {"cpulimit", "cpuunits", "description", "hookscript", "lock", "name", "onboot", "protection", "shares"}
     | {"startup", "tags"}
 )
 _NEXT_START: Final = frozenset(
