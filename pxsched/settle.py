@@ -10,6 +10,7 @@ from pxsched.claims import Changes
 from pxsched.guest import process
 from pxsched.ledger import NODE, Claim, Ledger
 from pxsched.node import Node, Sighting
+from pxsched.placement.housekeeping import host_of as host_of_node
 from pxsched.placement.request import Host
 from pxsched.plugins import registry
 from pxsched.plugins.view import HostView, Setting, VmView
@@ -73,7 +74,7 @@ def decide(node: Node, ledger: Ledger, sightings: list[Sighting]) -> tuple[Chang
 
 def host_of(node: Node, sightings: Iterable[Sighting]) -> Host:
     """The machine as placement sees it."""
-    return Host(node.topology, node.housekeeping)
+    return host_of_node(node.topology, node.settings.node)
 
 
 def wanted(node: Node, ledger: Ledger, sightings: Iterable[Sighting]) -> list[Setting]:

@@ -334,7 +334,7 @@ def _leave_the_others_some(host: Host, search: Search, chosen: Candidate) -> Non
     machine = search.machine
     homeless = [other.vmid for other in search.occupied.floats if other.vm_class is VmClass.SHARED]
     taken = machine.spread(chosen.mask) if search.request.smt is Smt.ISOLATE else chosen.mask
-    open_ = machine.online & ~machine.isolated & ~mask_of(host.housekeeping)
+    open_ = machine.online & ~machine.isolated & ~mask_of(host.reserved)
     dedicated = 0
     for holding, mask in search.occupied.owned:
         if holding.vm_class is VmClass.DEDICATED:

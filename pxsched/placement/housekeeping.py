@@ -31,4 +31,6 @@ def host_of(
     free_hugepages_mib: Mapping[tuple[int, int], int] | None = None,
 ) -> Host:
     """The machine as placement sees it, with the admin's or the default housekeeping CPUs."""
-    return Host(topology, housekeeping(topology, settings), free_mib or {}, free_hugepages_mib or {})
+    kept = housekeeping(topology, settings)
+    reserved = kept if settings.housekeeping else frozenset[int]()
+    return Host(topology, kept, reserved, free_mib or {}, free_hugepages_mib or {})

@@ -98,7 +98,8 @@ def occupancy(machine: Machine, holdings: Sequence[Holding], request: Request) -
 def offered(machine: Machine, host: Host, request: Request) -> int:
     """The CPUs that this VM may be given at all, before asking who holds them.
 
-    Housekeeping and kernel-isolated CPUs count only where the admin lists them.
+    Housekeeping and kernel-isolated CPUs count only where the admin lists them. Housekeeping CPUs that nobody
+    listed are kept from dedicated VMs only: half of a small machine must not lie idle.
     """
     listed = request.affinity if request.cpus is None else request.cpus
     mask = machine.online
@@ -107,7 +108,8 @@ def offered(machine: Machine, host: Host, request: Request) -> int:
     if request.affinity:
         mask &= mask_of(request.affinity)
     if not listed:
-        mask &= ~machine.isolated & ~mask_of(host.housekeeping)
+        kept = host.reserved if request.vm_class is VmClass.SHARED else host.housekeeping
+        mask &= ~machine.isolated & ~mask_of(kept)
     if request.nodes is not None:
         mask &= nodes_mask(machine, request.nodes)
     return mask

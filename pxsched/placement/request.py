@@ -97,13 +97,15 @@ class Holding:
 class Host:
     """The machine as placement sees it.
 
-    housekeeping: CPUs kept for host tasks and emulator threads.
+    housekeeping: CPUs for host tasks and emulator threads, never dedicated to a VM.
+    reserved: those of them that the admin listed: shared VMs keep off them as well.
     free_mib: memory available to new VMs by node; a node that is missing is not limited.
     free_hugepages_mib: free huge page memory by (node, page size in MiB).
     """
 
     topology: Topology
     housekeeping: frozenset[int] = frozenset()
+    reserved: frozenset[int] = frozenset()
     free_mib: Mapping[int, int] = field(default_factory=dict)
     free_hugepages_mib: Mapping[tuple[int, int], int] = field(default_factory=dict)
 

@@ -43,7 +43,7 @@ def place_shared(host: Host, holdings: Sequence[Holding], request: Request) -> P
     machine = machine_of(host.topology)
     occupied = occupancy(machine, holdings, request)
     allowed = offered(machine, host, request)
-    pool = shared_pool(machine, occupied, allowed)
+    pool = shared_pool(machine, occupied, allowed, request.vcpus)
     if not pool:
         raise Refused(
             f"no CPU is left for a shared VM: {allowed.bit_count()} may be used,"
@@ -61,14 +61,15 @@ def place_shared(host: Host, holdings: Sequence[Holding], request: Request) -> P
     return Placement(request.vmid, VmClass.SHARED, (cpus,) * request.vcpus, cpus, nodes, why)
 
 
-def shared_pool(machine: Machine, occupied: Occupancy, allowed: int) -> int:
-    """CPUs nobody has for himself. Those an admin pinned VMs to serve only where nothing else is left."""
+def shared_pool(machine: Machine, occupied: Occupancy, allowed: int, vcpus: int) -> int:
+    """CPUs nobody has for himself. Those an admin pinned VMs to serve only where the others do not suffice."""
     dedicated = 0
     for holding, mask in occupied.owned:
         if holding.vm_class is VmClass.DEDICATED:
             dedicated |= mask
     pool = allowed & ~dedicated & ~occupied.idle
-    return pool & ~occupied.taken or pool
+    free = pool & ~occupied.taken
+    return free if free.bit_count() >= vcpus else pool
 
 
 def _homes(machine: Machine, host: Host, occupied: Occupancy, request: Request, pool: int) -> list[Home]:
