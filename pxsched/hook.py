@@ -66,8 +66,9 @@ def run(root: Root, vmid: int, phase: str, environ: Mapping[str, str]) -> int:
             say(f"there is no configuration of VM {vmid}; it starts unplaced")
             return Exit.DONE
     node = node_module.open_node(root, environ)
-    for warning in node.settings.warnings:
-        say(warning)
+    if phase == "pre-start":
+        for warning in node.settings.warnings:
+            say(warning)
     starter = process.identify(root, os.getppid()) if phase == "pre-start" else None
     patience_s = QMP_PATIENCE_S if phase == "post-start" else None
     sighting = node_module.sight(
@@ -98,7 +99,7 @@ def _refuse(node: Node, vmid: int, phase: str, reason: str) -> int:
 def _tell(claim: Claim, phase: str, turned: int) -> None:
     placement = claim.placement
     if phase == "post-start":
-        say(f"VM {claim.vmid}: {turned} knobs turned")
+        say(f"VM {claim.vmid} is placed: {turned or 'no'} knobs had to be turned")
         return
     singles = all(len(cpus) == 1 for cpus in placement.vcpus)
     cpus = cpulist.format_ordered([min(cpus) for cpus in placement.vcpus]) if singles else None

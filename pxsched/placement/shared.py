@@ -62,7 +62,7 @@ def place_shared(host: Host, holdings: Sequence[Holding], request: Request) -> P
 
 
 def shared_pool(machine: Machine, occupied: Occupancy, allowed: int, vcpus: int) -> int:
-    """CPUs nobody has for himself. Those an admin pinned VMs to serve only where the others do not suffice."""
+    """CPUs nobody has for himself; those an admin pinned VMs to only where the others do not suffice."""
     dedicated = 0
     for holding, mask in occupied.owned:
         if holding.vm_class is VmClass.DEDICATED:
