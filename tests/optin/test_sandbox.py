@@ -1,0 +1,163 @@
+"""Opting in on a node: real configuration files, the sandbox's own `qm`, real guests, the real hook."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pxsched import chain, ledger
+from pxsched.root import Root
+from pxsched.sandbox.sandbox import Sandbox
+
+HOOK = Path(__file__).parents[2] / "hooks/pxsched"
+OURS = "local:snippets/pxsched"
+
+pytestmark = pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="QEMU is not installed")
+
+
+@pytest.fixture(scope="module")
+def home():
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def sandbox(home):
+    home.snippet("pxsched", HOOK)
+    home.qm("create", 100, name="web", tags="prod", cores=1, memory=64)
+    yield home
+    for path in Root(home.root).list("etc/pve/qemu-server"):
+        home.qm("stop", path.removesuffix(".conf"), check=False)
+        home.qm("destroy", path.removesuffix(".conf"))
+    for path in ("etc/pve/pxsched-chain.json", "etc/pve/ha/resources.cfg"):
+        home.node.path(path).unlink(missing_ok=True)
+
+
+def config(sandbox, vmid=100):
+    return sandbox.node.config(vmid).read_text()
+
+
+def test_enable_and_disable_leave_the_configuration_as_it_was(sandbox, pxsched):
+    before = config(sandbox)
+    assert pxsched(Root(sandbox.root), "enable", "100")[0] == 0
+    assert f"hookscript: {OURS}" in config(sandbox)
+    assert pxsched(Root(sandbox.root), "disable", "100")[0] == 0
+    assert config(sandbox) == before
+
+
+def test_a_vm_that_is_enabled_is_placed_when_it_starts(sandbox, pxsched):
+    pxsched(Root(sandbox.root), "enable", "100")
+    assert "pxsched: VM 100" in sandbox.qm("start", 100).output
+
+
+def test_enabling_twice_changes_nothing_the_second_time(sandbox, pxsched):
+    pxsched(Root(sandbox.root), "enable", "100")
+    stamp = sandbox.node.config(100).stat().st_mtime_ns
+    code, out, _ = pxsched(Root(sandbox.root), "enable", "--all")
+    assert (code, sandbox.node.config(100).stat().st_mtime_ns) == (0, stamp)
+    assert "unchanged" in out
+
+
+def test_a_dry_run_shows_and_does_not_touch(sandbox, pxsched):
+    before = config(sandbox)
+    code, out, _ = pxsched(Root(sandbox.root), "enable", "--tag", "prod", "--dry-run", "--json")
+    [vm] = json.loads(out)["vms"]
+    assert (code, vm["outcome"], vm["now"], vm["want"]) == (0, "change", None, OURS)
+    assert config(sandbox) == before
+
+
+def test_a_script_that_is_there_is_kept_with_chain_and_comes_back(sandbox, pxsched, tmp_path):
+    log = tmp_path / "log"
+    sandbox.snippet("mine.sh", f'#!/bin/sh\necho "$*" >>{log}\n')
+    sandbox.qm("set", 100, hookscript="local:snippets/mine.sh")
+    code, _, err = pxsched(Root(sandbox.root), "enable", "100")
+    assert code == 1
+    assert "--chain" in err
+
+    assert pxsched(Root(sandbox.root), "enable", "100", "--chain")[0] == 0
+    sandbox.qm("start", 100)
+    sandbox.qm("stop", 100)
+    phases = ["pre-start", "post-start", "pre-stop", "post-stop"]
+    assert log.read_text().splitlines() == [f"100 {phase}" for phase in phases]
+
+    assert pxsched(Root(sandbox.root), "disable", "100")[0] == 0
+    assert "hookscript: local:snippets/mine.sh" in config(sandbox)
+    assert not Path(sandbox.root, chain.CHAIN_FILE).exists()
+
+
+def test_a_chained_script_that_refuses_the_start_still_does(sandbox, pxsched):
+    sandbox.snippet("no.sh", "#!/bin/sh\nexit 7\n")
+    sandbox.qm("set", 100, hookscript="local:snippets/no.sh")
+    pxsched(Root(sandbox.root), "enable", "100", "--chain")
+    started = sandbox.qm("start", 100, check=False)
+    assert started.code != 0
+    assert "exit code 7" in started.output
+    assert sandbox.pid(100) is None
+
+
+def test_a_number_used_again_does_not_bring_an_old_script_back(sandbox, pxsched):
+    chain.remember(Root(sandbox.root), 100, "local:snippets/of-a-vm-long-gone.sh")
+    pxsched(Root(sandbox.root), "enable", "100")
+    assert chain.remembered(Root(sandbox.root)) == {}
+
+
+def test_without_the_hookscript_on_the_node_no_vm_is_enabled(sandbox, pxsched):
+    from pxsched.errors import UserError
+
+    sandbox.node.path("var/lib/vz/snippets/pxsched").unlink()
+    with pytest.raises(UserError, match="not installed on this node"):
+        pxsched(Root(sandbox.root), "enable", "100")
+    assert "hookscript" not in config(sandbox)
+
+
+def test_a_refusal_of_proxmox_is_relayed_and_the_chain_is_as_before(sandbox, pxsched):
+    sandbox.snippet("mine.sh", "#!/bin/sh\n")
+    sandbox.qm("set", 100, hookscript="local:snippets/mine.sh")
+    storages = sandbox.node.path("etc/pve/storage.cfg")
+    storages.write_text("dir: nas\n\tpath /var/lib/vz\n")  # a sandbox takes nothing but `local`
+    code, _, err = pxsched(Root(sandbox.root), "enable", "100", "--chain", "--storage", "nas")
+    storages.unlink()
+    assert code == 1
+    assert "invalid volume" in err
+    assert chain.remembered(Root(sandbox.root)) == {}
+    assert "local:snippets/mine.sh" in config(sandbox)
+
+
+def test_ha_resources_and_templates_are_named(sandbox, pxsched):
+    sandbox.qm("create", 101, name="golden")
+    path = sandbox.node.config(101)
+    path.write_text(path.read_text() + "template: 1\n")
+    ha = sandbox.node.path("etc/pve/ha/resources.cfg")
+    ha.parent.mkdir(exist_ok=True)
+    ha.write_text("vm: 100\n\tstate started\n\nct: 200\n")
+    _, out, _ = pxsched(Root(sandbox.root), "enable", "--all")
+    assert "100 web on sandbox: enabled" in out
+    assert "an HA resource" in out
+    assert "101 golden on sandbox: skipped (a template" in out
+    assert "hookscript" not in config(sandbox, 101)
+
+
+def test_now_places_a_running_vm_without_waiting_for_the_timer(sandbox, pxsched):
+    sandbox.qm("set", 100, affinity="0")
+    sandbox.qm("start", 100)
+    assert pxsched(Root(sandbox.root), "enable", "100", "--now")[0] == 0
+    assert set(sandbox.masks(100)) == {"0"}
+    with ledger.locked(Root(sandbox.root)) as held:
+        assert 100 in held.claims
+
+
+def test_karpenters_vm_is_kept_by_the_sandboxs_qm_and_cannot_start(sandbox, pxsched):
+    from pxsched.host import topology
+    from pxsched.karpenter import keep
+    from pxsched.policy import NodeSettings
+
+    root = Root(sandbox.root)
+    [line] = keep.tick(root, topology.read(root), NodeSettings())
+    assert "created VM 101" in line
+    assert "numa0: cpus=0-" in config(sandbox, 101)
+    assert sandbox.qm("start", 101, check=False).code != 0
+    assert keep.tick(root, topology.read(root), NodeSettings()) == []
+    sandbox.qm("set", 101, memory=1024)
+    assert "updated VM 101 (memory)" in keep.tick(root, topology.read(root), NodeSettings())[0]
+    assert "skipped (describes the node's capacity" in pxsched(root, "enable", "--all")[1]
