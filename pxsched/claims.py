@@ -14,7 +14,6 @@ from pxsched.host import cpulist
 from pxsched.ledger import Claim, Ledger, State
 from pxsched.node import Node, Sighting
 from pxsched.placement.request import Holding, Host, Placement, Refused, Request, VmClass
-from pxsched.placement.search import place
 from pxsched.policy import Policy, Wish
 
 # A start that takes longer has failed: Proxmox waits a second per GiB at most (config_aware_timeout).
@@ -80,8 +79,10 @@ def update(
     """
     changes = Changes()
     seen = {sighting.vmid: sighting for sighting in sightings}
+    # Whether other VMs still live matters to those that look for a place, and to a look at everybody.
+    newcomers = not seen.keys() <= ledger.claims.keys()
     for vmid, claim in list(ledger.claims.items()):
-        if not _holds(node, claim, seen.get(vmid)):
+        if (newcomers or vmid in seen) and not _holds(node, claim, seen.get(vmid)):
             del ledger.claims[vmid]
             changes.dropped.append(vmid)
     wishes = []
@@ -142,9 +143,10 @@ def _claim(node: Node, ledger: Ledger, wish: Request, sighting: Sighting, policy
     if moved or placement is None:
         # Memory that is already allocated is no reason to refuse.
         room = host if sighting.process is None else replace(host, free_mib={}, free_hugepages_mib={})
-        placement = place(
-            room, holdings, replace(wish, previous=placement, load=before.load if before else None)
-        )
+        from pxsched.placement.search import place  # most phases place nothing
+
+        load = before.load if before else None
+        placement = place(room, holdings, replace(wish, previous=placement, load=load))
     claim = before or Claim(placement, State.STARTING, since_ns=ledgers.now_ns())
     ledger.claims[wish.vmid] = replace(
         claim,

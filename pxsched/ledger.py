@@ -211,7 +211,7 @@ def _claim_in(vmid: int, body: Mapping[str, Any]) -> Claim:
     placement = Placement(
         vmid,
         VmClass(body["class"]),
-        tuple(cpulist.parse(text) for text in _unpacked(body["vcpus"])),
+        _unpacked(body["vcpus"]),
         cpulist.parse(body["emulator"]),
         cpulist.parse(body["nodes"]),
         tuple(body["why"]),
@@ -240,12 +240,19 @@ def _packed(lists: list[str]) -> list[str] | dict[str, Any]:
     return lists
 
 
-def _unpacked(value: Any) -> list[str]:
-    return [value["cpus"]] * value["count"] if isinstance(value, dict) else list(value)
+def _unpacked(value: Any) -> tuple[frozenset[int], ...]:
+    if isinstance(value, dict):
+        return (cpulist.parse(value["cpus"]),) * int(value["count"])
+    return tuple(cpulist.parse(text) for text in value)
+
+
+_DEFAULT = Policy()
 
 
 def _policy_out(policy: Policy) -> dict[str, Any]:
     """Only what differs from the defaults."""
+    if policy == _DEFAULT:
+        return {}
     return {
         item.name: getattr(policy, item.name)
         for item in fields(Policy)
@@ -254,6 +261,8 @@ def _policy_out(policy: Policy) -> dict[str, Any]:
 
 
 def _policy_in(body: Mapping[str, Any]) -> Policy:
+    if not body:
+        return _DEFAULT
     parsers = {item.name: item.metadata["parse"] for item in fields(Policy)}
     return replace(Policy(), **{name: parsers[name](value) for name, value in body.items()})
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pxsched import settings as settings_module
-from pxsched.guest import config, process, qmp
+from pxsched.guest import config, process
 from pxsched.guest.config import Machine
 from pxsched.guest.process import Process, Role, Thread
 from pxsched.host import topology as topologies
@@ -116,6 +116,8 @@ def _threads(
     named = sum(thread.role is Role.VCPU for thread in threads)
     if not root.live or (patience_s is None and machine is not None and named >= machine.vcpus):
         return threads, ()
+    from pxsched.guest import qmp
+
     try:
         with qmp.Qmp(root, vmid, patience_s=patience_s or 0.5) as monitor:
             vcpus = qmp.vcpu_threads(monitor.execute("query-cpus-fast"))

@@ -5,7 +5,6 @@ Sources, later ones win: built-in defaults, /etc/pve/pxsched.toml (whole cluster
 All of them can be written by root only. A VM's tags may choose a profile that allows it, and nothing else.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -124,6 +123,8 @@ def _build(
 
 
 def _nearest(name: object, known: Iterable[str]) -> str:
+    import difflib
+
     close = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
