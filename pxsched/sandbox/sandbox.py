@@ -6,12 +6,14 @@ with Sandbox() as sandbox:
     print(sandbox.masks(100))
 """
 
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ from pxsched.sandbox.guest import Guest
 from pxsched.sandbox.node import Node
 
 _READY_S = 20
+PATIENCE_S = 30.0
 _END_S = 60
 _TASK_S = 180
 
@@ -55,6 +58,7 @@ class Sandbox:
     accelerator: None for what the machine can do.
     most_vcpus: how many CPUs the node claims to have (a VM may not have more); None for what it has.
     environment: added to that of the hooks.
+    patience_s: how long hooks may take when the sandbox ends.
     """
 
     def __init__(
@@ -64,12 +68,13 @@ class Sandbox:
         accelerator: Accelerator | None = None,
         most_vcpus: int | None = None,
         environment: Mapping[str, str] | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._temporary = directory is None
         self.directory = Path(directory or tempfile.mkdtemp(prefix="pxsched-"))
         self.node = node.create(self.directory)
         boot.configure(self.node, accelerator=accelerator, most_vcpus=most_vcpus)
-        self._supervisor = launch(self.node, environment=environment)
+        self._supervisor = launch(self.node, environment=environment, patience_s=patience_s)
 
     def __enter__(self) -> Self:
         return self
@@ -155,19 +160,18 @@ class Sandbox:
 
 
 def launch(
-    home: Node, *, environment: Mapping[str, str] | None = None, linger: bool = False
+    home: Node,
+    *,
+    environment: Mapping[str, str] | None = None,
+    patience_s: float = PATIENCE_S,
+    linger: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start the supervisor and wait until it listens."""
+    """Start the supervisor and wait until it listens. linger: it ends by itself when nothing runs."""
     package = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "pxsched.sandbox.supervisor", home.base, str(patience_s)]
     with home.path("sandbox/supervisor.log").open("ab") as log:
         started = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "pxsched.sandbox.supervisor",
-                home.base,
-                *(["--linger"] if linger else []),
-            ],
+            [*command, *(["--linger"] if linger else [])],
             stdin=subprocess.DEVNULL if linger else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -190,7 +194,7 @@ def request(home: Node, words: list[str]) -> Result:
         connection.settimeout(_TASK_S)
         try:
             connection.connect(str(home.control))
-            connection.sendall(supervisor.ARGUMENT_SEPARATOR.join(words).encode() + b"\n")
+            connection.sendall(json.dumps(words).encode() + b"\n")
             data = b"".join(iter(lambda: connection.recv(65536), b""))
         except OSError as error:
             raise UserError(f"no supervisor answers in {home.base}: {error}") from error
@@ -215,8 +219,12 @@ def destroy(directory: Path) -> None:
 
 
 def request_end(home: Node) -> None:
+    """Have the supervisor end everything, and wait for it. Raises UserError when that takes too long."""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(_END_S)
         connection.connect(str(home.control))
-        connection.sendall(b"end\n")
-        connection.recv(1)
+        connection.sendall(json.dumps([supervisor.END]).encode() + b"\n")
+    deadline = time.monotonic() + _END_S
+    while home.control.exists():  # the last thing it takes away
+        if time.monotonic() > deadline:
+            raise UserError(f"the sandbox in {home.base} does not end")
+        time.sleep(0.02)

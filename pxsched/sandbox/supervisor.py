@@ -12,6 +12,7 @@ run for a while, and always when its directory is deleted.
 """
 
 import ctypes
+import json
 import os
 import re
 import selectors
@@ -30,16 +31,17 @@ from pxsched.sandbox import lifecycle, node, qm
 END_OF_OUTPUT = b"\0"
 """Ends a task's output; its exit code follows in decimal."""
 READY = b"ready\n"
-ARGUMENT_SEPARATOR = "\0"
+END = "end"
+"""The one task that is no `qm` command."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _LINGER_S = 5
-_END_S = 30
+_KILL_S = 10
 _GUEST_STOP_S = 3
 
 
 def main() -> None:
-    """Arguments: the sandbox's directory, and perhaps `--linger`."""
+    """Arguments: the sandbox's directory, how many seconds its end may take, and perhaps `--linger`."""
     os.environ.pop("PYTHONPATH", None)
     with suppress(PermissionError):  # already leads a session
         os.setsid()
@@ -53,7 +55,8 @@ def main() -> None:
     if os.getppid() != guardian:
         return
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    Supervisor(node.find(Path(sys.argv[1])), linger="--linger" in sys.argv).run()
+    home, patience_s, *more = sys.argv[1:]
+    Supervisor(node.find(Path(home)), patience_s=float(patience_s), linger="--linger" in more).run()
 
 
 def _guard(supervisor: int) -> None:
@@ -71,8 +74,9 @@ def _guard(supervisor: int) -> None:
 class Supervisor:
     """The loop over tasks, QEMU's events, and reasons to end."""
 
-    def __init__(self, home: node.Node, *, linger: bool) -> None:
+    def __init__(self, home: node.Node, *, patience_s: float, linger: bool) -> None:
         self._node = home
+        self._patience_s = patience_s
         self._linger = linger
         self._selector = selectors.DefaultSelector()
         self._workers: dict[int, str] = {}
@@ -95,7 +99,7 @@ class Supervisor:
             self._turn(1)
         control.close()
         self._end()
-        for path in (self._node.control, self._node.events):
+        for path in (self._node.events, self._node.control):
             path.unlink(missing_ok=True)
 
     def _turn(self, timeout_s: float) -> None:
@@ -142,12 +146,12 @@ class Supervisor:
     def _accept_task(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
         connection.settimeout(5)
-        with connection, suppress(OSError, UnicodeDecodeError):
-            request = connection.makefile("rb").readline(1 << 20).decode().rstrip("\n")
-            if request == "end":
+        with connection, suppress(OSError, ValueError):
+            words = [str(word) for word in json.loads(connection.makefile("rb").readline(1 << 20))]
+            if words == [END]:
                 self._ending = True
-                return
-            self._work(request.split(ARGUMENT_SEPARATOR), connection)
+            elif words:
+                self._work(words, connection)
 
     def _work(self, arguments: list[str], connection: socket.socket | None) -> None:
         """Fork a worker for one task, as pvedaemon does."""
@@ -215,10 +219,14 @@ class Supervisor:
                 self._workers.pop(pid, None)
 
     def _end(self) -> None:
-        """Stop every guest properly, so that its hooks run; then kill what is left."""
-        deadline = time.monotonic() + _END_S
+        """Stop every guest properly, so that its hooks run; then kill what is left, post-stop included."""
+        deadline = time.monotonic() + self._patience_s
         for vmid in set(self._guests.values()):
             self._work(["stop", str(vmid), "--timeout", str(_GUEST_STOP_S)], None)
+        while self._workers and time.monotonic() < deadline:
+            self._turn(0.05)
+        for child in set(_children()) - set(self._workers):
+            _kill(child)
         while (self._workers or self._guests) and time.monotonic() < deadline:
             self._turn(0.05)
         _kill_children()
@@ -248,17 +256,21 @@ def _vmid_of(pid: int) -> int | None:
 
 def _kill_children() -> None:
     """Kill every child, and those that fall to us by that, until there is none."""
-    deadline = time.monotonic() + _END_S
+    deadline = time.monotonic() + _KILL_S
     while time.monotonic() < deadline:
         for child in _children():
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
+            _kill(child)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         except ChildProcessError:
             return
         time.sleep(0.01)
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _children() -> list[int]:
