@@ -1,0 +1,133 @@
+"""What installing and removing is made of: small changes that say what they are, are done once, and may be
+repeated. A step that is already as it should be is not needed; one that was cut short is done again.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import Protocol
+
+from pxsched.errors import UserError
+from pxsched.root import Root
+
+
+class Step(Protocol):
+    def needed(self, root: Root) -> bool: ...
+
+    def describe(self, root: Root) -> str:
+        """What it does, as a line that begins with a verb."""
+
+    def execute(self, root: Root) -> None:
+        """Raises UserError when it cannot be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A file of ours, replaced as a whole. keep: an admin's file, written only where there is none."""
+
+    path: str
+    data: bytes
+    mode: int = 0o644
+    keep: bool = False
+
+    def needed(self, root: Root) -> bool:
+        if self.keep and root.exists(self.path):
+            return False
+        return root.read_bytes(self.path) != self.data or _mode(root.path(self.path)) != self.mode
+
+    def describe(self, root: Root) -> str:
+        return f"{'replace' if root.exists(self.path) else 'write'} /{self.path}"
+
+    def execute(self, root: Root) -> None:
+        path = root.path(self.path)
+        new = f"{path}.pxsched-new"
+        try:
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+            with open(new, "wb") as file:
+                file.write(self.data)
+                os.fchmod(file.fileno(), self.mode)
+            os.replace(new, path)
+        except OSError as error:
+            raise UserError(f"/{self.path} cannot be written: {error.strerror}") from error
+
+
+def _mode(path: str) -> int:
+    try:
+        return os.stat(path).st_mode & 0o7777
+    except OSError:
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """A file or link of ours. only: removed only while its content is this, since admins' changes stay."""
+
+    path: str
+    only: bytes | None = None
+
+    def needed(self, root: Root) -> bool:
+        if not os.path.lexists(root.path(self.path)):
+            return False
+        return self.only is None or root.read_bytes(self.path) == self.only
+
+    def describe(self, root: Root) -> str:
+        return f"remove /{self.path}"
+
+    def execute(self, root: Root) -> None:
+        try:
+            os.unlink(root.path(self.path))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(f"/{self.path} cannot be removed: {error.strerror}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveTree:
+    """A directory that is all ours. empty: only when nothing is left in it."""
+
+    path: str
+    empty: bool = False
+
+    def needed(self, root: Root) -> bool:
+        if not os.path.isdir(root.path(self.path)):
+            return False
+        return not self.empty or not root.list(self.path)
+
+    def describe(self, root: Root) -> str:
+        return f"remove /{self.path}/"
+
+    def execute(self, root: Root) -> None:
+        try:
+            shutil.rmtree(root.path(self.path))
+        except OSError as error:
+            raise UserError(f"/{self.path} cannot be removed: {error.strerror}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Systemctl:
+    """One call of systemctl. must: whether its failure ends the run. offline: also useful in a root that was
+    not booted, as `enable` is.
+    """
+
+    words: tuple[str, ...]
+    must: bool = True
+    offline: bool = False
+
+    def needed(self, root: Root) -> bool:
+        if not shutil.which("systemctl"):
+            return False
+        return root.base == "/" and (self.offline or os.path.isdir("/run/systemd/system"))
+
+    def describe(self, root: Root) -> str:
+        return f"run systemctl {' '.join(self.words)}"
+
+    def execute(self, root: Root) -> None:
+        import subprocess
+
+        done = subprocess.run(
+            ["systemctl", "--quiet", *self.words],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode and self.must:
+            raise UserError(f"systemctl {' '.join(self.words)}: {' '.join(done.stderr.split())[:300]}")
