@@ -19,10 +19,13 @@ class Gone(Exception):
 
 
 class Rank(IntEnum):
-    """The order of writing, both ways: a cpuset resets the affinities of the threads in it."""
+    """The order of writing, both ways: a cpuset resets the affinities of the threads in it, and some values
+    of a device (FOLLOWER) can be set only after another one.
+    """
 
     CPUSET = 10
     DEVICE = 50
+    FOLLOWER = 60
     THREAD = 90
 
 
@@ -57,6 +60,21 @@ class Knob(ABC):
 # kind -> module:class; imported when first met, so that the hook loads only what it turns.
 KINDS = {
     "affinity": "pxsched.knobs.thread:ThreadAffinity",
+    "governor": "pxsched.knobs.frequency:Governor",
+    "energy": "pxsched.knobs.frequency:EnergyPreference",
+    "dropin": "pxsched.knobs.scope:DropIn",
+    "memory-nodes": "pxsched.knobs.scope:MemoryNodes",
+    "partition": "pxsched.knobs.scope:Partition",
+    "slice": "pxsched.knobs.isolation:SliceCpus",
+    "cgroup": "pxsched.knobs.isolation:GroupCpus",
+    "scheduling": "pxsched.knobs.latency:Scheduling",
+    "kvm": "pxsched.knobs.latency:KvmParameter",
+    "resume-latency": "pxsched.knobs.latency:ResumeLatency",
+    "irq": "pxsched.knobs.interrupt:InterruptAffinity",
+    "irq-default": "pxsched.knobs.interrupt:DefaultAffinity",
+    "irqbalance-irq": "pxsched.knobs.irqbalance:InterruptBan",
+    "irqbalance-cpus": "pxsched.knobs.irqbalance:CpuBan",
+    "nic-queue": "pxsched.knobs.nic:QueueMask",
 }
 
 
@@ -81,7 +99,8 @@ def _model(key: str) -> type[Knob]:
 def from_key(key: str) -> Knob:
     """The knob of a journal entry. Raises ValueError for a kind or field this version does not know."""
     model = _model(key)
-    values = key.partition(":")[2].split(",")
+    text = key.partition(":")[2]
+    values = text.split(",") if text else []
     items = fields(model)
     if len(values) != len(items):
         raise ValueError(f"malformed knob {key[:60]!r}")

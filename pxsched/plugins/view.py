@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 
 from pxsched.guest.config import Machine
 from pxsched.guest.process import Thread
+from pxsched.host.devices import Device
+from pxsched.host.interrupts import Interrupt
+from pxsched.host.irqbalance import Running
+from pxsched.host.links import Tap
 from pxsched.host.topology import Topology
 from pxsched.knobs.knob import Knob
 from pxsched.ledger import Claim
@@ -33,11 +37,18 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class VmView:
-    """One VM that runs or is about to. threads: QEMU's, empty before it runs."""
+    """One VM that runs or is about to. threads: QEMU's, empty before it runs.
+
+    devices: passed through; interrupts: theirs, as many as the guest's drivers have enabled.
+    taps: its network devices on the host.
+    """
 
     claim: Claim
     machine: Machine
     threads: tuple[Thread, ...] = ()
+    devices: tuple[Device, ...] = ()
+    interrupts: tuple[Interrupt, ...] = ()
+    taps: tuple[Tap, ...] = ()
 
     @property
     def vmid(self) -> int:
@@ -46,9 +57,17 @@ class VmView:
 
 @dataclass(frozen=True, slots=True)
 class HostView:
-    """The node. claims: of all VMs we placed, this one included. housekeeping: CPUs kept for host tasks."""
+    """The node. claims: of all VMs we placed, this one included. housekeeping: CPUs kept for host tasks.
+
+    originals: the journal's original values by knob key. irqbalance: None where it does not run.
+    interrupts, default_irq_mask: the host's own, read only when `device_interrupts` is set.
+    """
 
     topology: Topology
     node: NodeSettings = NodeSettings()
     housekeeping: frozenset[int] = frozenset()
     claims: Mapping[int, Claim] = field(default_factory=dict)
+    originals: Mapping[str, str] = field(default_factory=dict)
+    irqbalance: Running | None = None
+    interrupts: tuple[Interrupt, ...] = ()
+    default_irq_mask: str = ""

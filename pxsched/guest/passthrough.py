@@ -1,0 +1,141 @@
+"""Which PCI devices a VM has, or may get when it starts.
+
+A running QEMU's command line says it best. Before that there are the configuration's `hostpciN`, the
+cluster's resource mappings (several alternatives per node; Proxmox chooses after pre-start) and what Proxmox
+reserved.
+Rules: qemu-server PVE::QemuServer::PCI, pve-guest-common PVE::Mapping::PCI and PVE::SectionConfig.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+from pxsched.guest.config import Machine, property_string
+from pxsched.guest.process import Process
+from pxsched.host import devices
+from pxsched.host.devices import Device
+from pxsched.root import Root
+
+MAPPINGS = "etc/pve/mapping/pci.cfg"
+RESERVATIONS = "run/qemu-server/pci-id-reservations"
+
+
+def of_vm(root: Root, vmid: int, machine: Machine, process: Process | None) -> tuple[Device, ...]:
+    """The devices of a VM, in the order of its command line; before QEMU runs, those that are certain."""
+    if process is not None:
+        found = _of_command_line(root, process.pid)
+    elif machine.hostpci:
+        found = [(address, "") for address in _reserved(root, vmid)]
+        for option in machine.hostpci:
+            certain = (function for address in option.addresses for function in devices.expand(root, address))
+            found += [(address, option.mdev) for address in certain]
+    else:
+        return ()
+    mdevs = dict(reversed(found))
+    order = dict.fromkeys(address for address, _mdev in found)
+    read = (devices.read(root, address, mdev=mdevs[address]) for address in order)
+    return tuple(device for device in read if device is not None)
+
+
+def nodes(root: Root, vmid: int, machine: Machine, node_name: str) -> frozenset[int]:
+    """The NUMA nodes of all devices that the VM has or may get on this node; cheap, and before its start too.
+
+    node_name: this node's name, as mappings use it.
+    """
+    if not machine.hostpci:
+        return frozenset()
+    addresses = [address for option in machine.hostpci for address in option.addresses]
+    mappings = {option.mapping for option in machine.hostpci if option.mapping}
+    if mappings:
+        reserved = _reserved(root, vmid)
+        alternatives = mapped(root.read(MAPPINGS) or "", mappings, node_name)
+        addresses += [address for address in reserved if _covered(address, alternatives)] or alternatives
+    known = (_node_of_slot(root, address) for address in addresses)
+    return frozenset(node for node in known if node is not None)
+
+
+def mapped(text: str, names: Iterable[str], node_name: str) -> list[str]:
+    """The addresses that these resource mappings offer on one node, all alternatives, as written.
+
+    Sections start with a bare name in the first column; their properties are indented.
+    """
+    wanted = frozenset(names)
+    section, addresses = "", []
+    for line in text.splitlines():
+        if line.strip() and not line[0].isspace() and not line.startswith("#"):
+            section = line.strip().rstrip(":")
+        elif section in wanted and line.strip().startswith("map "):
+            addresses += _path(line.strip().removeprefix("map "), node_name)
+    return addresses
+
+
+def _path(entry: str, node_name: str) -> list[str]:
+    try:
+        values = property_string(entry)
+    except ValueError:
+        return []
+    if values.get("node") != node_name:
+        return []
+    paths = (path.strip().lower() for path in values.get("path", "").split(";"))
+    return [path for path in paths if devices.FUNCTION.fullmatch(path) or devices.SLOT.fullmatch(path)]
+
+
+def _covered(address: str, alternatives: list[str]) -> bool:
+    return address in alternatives or address.rpartition(".")[0] in alternatives
+
+
+def _node_of_slot(root: Root, address: str) -> int | None:
+    """All functions of a slot sit on one node: the first that exists speaks for it."""
+    return next((devices.node_of(root, function) for function in devices.expand(root, address)), None)
+
+
+def _reserved(root: Root, vmid: int) -> list[str]:
+    """What Proxmox reserved for the VM: lines `ADDRESS VMID pid:N` or `ADDRESS VMID time:N`."""
+    found = []
+    for line in (root.read(RESERVATIONS) or "").splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[1] == str(vmid) and devices.FUNCTION.fullmatch(words[0]):
+            found.append(words[0])
+    return found
+
+
+def _of_command_line(root: Root, pid: int) -> list[tuple[str, str]]:
+    """(address, UUID of a mediated device or "") of every vfio device on QEMU's command line."""
+    data = root.read_bytes(f"proc/{pid}/cmdline") or b""
+    if b"vfio-pci" not in data:
+        return []
+    arguments = data.decode("utf-8", "replace").split("\0")
+    found = []
+    for flag, value in pairwise(arguments):
+        if flag == "-device":
+            found += [_vfio(root, values) for values in _device_argument(value)]
+    return [entry for entry in found if entry[0]]
+
+
+def _device_argument(text: str) -> Iterator[dict[str, str]]:
+    """QEMU takes `driver,key=value,...` and JSON. Yields nothing for drivers other than vfio-pci."""
+    if text.startswith("{"):
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError):
+            return
+        values = {str(key): str(value) for key, value in document.items()}
+    else:
+        values = {"driver": text.partition(",")[0]}
+        for part in text.split(",")[1:]:
+            key, _, value = part.partition("=")
+            values[key] = value
+    if values.get("driver", "").startswith("vfio-pci"):
+        yield values
+
+
+def _vfio(root: Root, values: dict[str, str]) -> tuple[str, str]:
+    if host := values.get("host", "").lower():
+        if not re.match(r"[0-9a-f]{4,8}:[0-9a-f]{2}:", host):
+            host = f"0000:{host}"
+        return (host, "") if devices.FUNCTION.fullmatch(host) else ("", "")
+    name = values.get("sysfsdev", "").rstrip("/").rpartition("/")[2].lower()
+    if devices.FUNCTION.fullmatch(name):
+        return name, ""
+    return devices.mdev_parent(root, name), name
