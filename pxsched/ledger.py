@@ -135,18 +135,31 @@ def locked(root: Root, *, patience_s: float = 10.0) -> Iterator[Ledger]:
 
 
 def save(root: Root, ledger: Ledger) -> None:
-    """Replaces the file. Raises UserError, and leaves the old file as it was, when there is no room."""
-    path, temporary = root.path(FILE), root.path(f"{FILE}.new")
-    data = ledger.dumps(_boot_id(root)).encode()
+    """Replaces the file; one that says nothing is removed. Raises UserError, and leaves what was there, when
+    there is no room.
+    """
+    path, previous, temporary = (root.path(name) for name in (FILE, PREVIOUS, f"{FILE}.new"))
     try:
+        if not ledger.claims and not ledger.journal:
+            for name in (previous, temporary, path):
+                _remove(name)
+            return
         with open(temporary, "wb") as stream:
-            stream.write(data)
+            stream.write(ledger.dumps(_boot_id(root)).encode())
         # The generation before stays at hand, for the day this one is damaged.
         if os.path.exists(path):
-            os.replace(path, root.path(PREVIOUS))
+            os.replace(path, previous)
         os.replace(temporary, path)
     except OSError as error:
+        _remove(temporary)
         raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def _load(root: Root, *, set_aside: bool) -> Ledger:
