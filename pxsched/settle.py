@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pxsched import claims
+from pxsched import claims, views
 from pxsched import ledger as ledgers
 from pxsched import node as nodes
 from pxsched.claims import Changes
@@ -13,7 +13,7 @@ from pxsched.node import Node, Sighting
 from pxsched.placement.housekeeping import host_of as host_of_node
 from pxsched.placement.request import Host
 from pxsched.plugins import registry
-from pxsched.plugins.view import HostView, Setting, VmView
+from pxsched.plugins.view import Setting
 from pxsched.reconcile import Report, reconcile
 from pxsched.root import Root
 
@@ -52,8 +52,9 @@ def settle(node: Node, sightings: Iterable[Sighting], *, everybody: bool) -> Pas
             vmid for vmid, sighting in seen.items() if sighting.machine is None and vmid in ledger.claims
         }
         owners = None if everybody and not frozen else _owners(ledger, seen, changes, everybody) - frozen
-        report = reconcile(node.root, ledger, wanted(node, ledger, seen.values()), owners)
-        notes = [*ledger.warnings, *(note for sighting in seen.values() for note in sighting.notes)]
+        settings, said = wanted(node, ledger, seen.values())
+        report = reconcile(node.root, ledger, settings, owners)
+        notes = [*ledger.warnings, *(note for sighting in seen.values() for note in sighting.notes), *said]
         held = {vmid: ledger.claims[vmid] for vmid in seen if vmid in ledger.claims}
         return Pass(changes, report, held, tuple(notes))
 
@@ -61,31 +62,33 @@ def settle(node: Node, sightings: Iterable[Sighting], *, everybody: bool) -> Pas
 def decide(node: Node, ledger: Ledger, sightings: list[Sighting]) -> tuple[Changes, dict[int, Sighting]]:
     """Updates the claims; VMs that must make room for dedicated ones are looked at and placed as well."""
     seen = {sighting.vmid: sighting for sighting in sightings}
-    changes = claims.update(node, ledger, seen.values(), host_of(node, seen.values()))
+    near = views.device_nodes(node, seen.values())
+    changes = claims.update(node, ledger, seen.values(), host_of(node), near)
     for vmid in claims.displaced(ledger):
         sighting = nodes.sight(node.root, vmid, source=ledger.claims[vmid].source)
         seen[vmid] = sighting
-        more = claims.update(node, ledger, [sighting], host_of(node, ()))
+        more = claims.update(node, ledger, [sighting], host_of(node), views.device_nodes(node, [sighting]))
         changes.placed += more.placed
         changes.dropped += more.dropped
         changes.refused |= more.refused
     return changes, seen
 
 
-def host_of(node: Node, sightings: Iterable[Sighting]) -> Host:
+def host_of(node: Node) -> Host:
     """The machine as placement sees it."""
     return host_of_node(node.topology, node.settings.node)
 
 
-def wanted(node: Node, ledger: Ledger, sightings: Iterable[Sighting]) -> list[Setting]:
-    """What all plugins want for these VMs and for the node."""
-    host = HostView(node.topology, node.settings.node, node.housekeeping, ledger.claims)
+def wanted(node: Node, ledger: Ledger, sightings: Iterable[Sighting]) -> tuple[list[Setting], list[str]]:
+    """What all plugins want for these VMs and for the node, and what they have to say."""
+    vms = views.vm_views(node, ledger, sightings)
+    host = views.host_view(node, ledger, vms)
     settings = list(registry.of_node(host))
-    for sighting in sightings:
-        claim = ledger.claims.get(sighting.vmid)
-        if claim is not None and sighting.machine is not None:
-            settings += registry.of_vm(VmView(claim, sighting.machine, sighting.threads), host)
-    return settings
+    notes: list[str] = []
+    for vm in vms:
+        settings += registry.of_vm(vm, host)
+        notes += registry.notes(vm, host)
+    return settings, notes
 
 
 def _owners(ledger: Ledger, seen: dict[int, Sighting], changes: Changes, everybody: bool) -> set[int]:
