@@ -109,7 +109,7 @@ def _alone(root: Root) -> AbstractContextManager[object]:
     """Two commands on this node change the file one after the other."""
     from filelock import FileLock
 
-    os.makedirs(root.path("run/pxsched"), exist_ok=True)
+    os.makedirs(root.path("run/pxsched"), mode=0o700, exist_ok=True)
     return FileLock(root.path("run/pxsched/chain.lock"), timeout=10)
 
 

@@ -187,7 +187,7 @@ def _record(root: Root, vmid: int) -> None:
         return
     path = root.path(RECORD)
     try:
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         with open(f"{path}.new", "w", encoding="ascii") as file:
             json.dump({"schema": 1, "vmid": vmid}, file)
         os.replace(f"{path}.new", path)

@@ -1,0 +1,67 @@
+"""`pxsched doctor`: one screen of checks, each with what to do about it."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from pxsched.doctor import bundle, host, vms
+from pxsched.doctor.finding import Finding, Level, Subject
+from pxsched.errors import Exit, UserError
+from pxsched.root import Root
+
+EPILOG = """\
+examples:
+  pxsched doctor
+  pxsched doctor --bundle bug.tar.gz     what the program reads of this machine, to go with a bug report
+  mkdir bug; tar -xzf bug.tar.gz -C bug; pxsched --root bug topology
+"""
+
+MARKS = {"ok": "ok  ", "note": "note", "warn": "WARN", "bad": "BAD "}
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "doctor",
+        help="check this node and say what to mend",
+        description="Checks node, installation and VMs; exit code 1 when something does not work.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument("--bundle", metavar="FILE", help="write what the program reads into FILE.tar.gz")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises UserError."""
+    root = Root(args.root) if isinstance(args.root, str) else args.root
+    findings: list[Finding] = list(examine(root))
+    if args.bundle:
+        count = bundle.write(root, args.bundle, findings)
+        print(f"wrote {args.bundle}: {count} files, nothing of tenants", file=sys.stderr)
+    if args.json:
+        counts = {level.value: sum(f.level is level for f in findings) for level in Level}
+        print(json.dumps({"schema": 1, "counts": counts, "findings": [asdict(f) for f in findings]}))
+    else:
+        _print(findings)
+    return Exit.REFUSED if any(finding.level is Level.BAD for finding in findings) else Exit.DONE
+
+
+def examine(root: Root) -> Iterator[Finding]:
+    """All checks; one that fails is itself a finding, and the others go on."""
+    subject = Subject(root)
+    for check in (*host.CHECKS, *vms.CHECKS):
+        try:
+            yield from check(subject)
+        except UserError as error:
+            yield Finding(Level.BAD, check.__name__.replace("_", " "), error.message, error.hint or "")
+
+
+def _print(findings: list[Finding]) -> None:
+    for finding in findings:
+        text = "".join(char if char.isprintable() else "?" for char in finding.text)
+        print(f"{MARKS[finding.level.value]} {finding.area:16} {text}")
+        if finding.remedy:
+            print(f"     {'':16} -> {finding.remedy}")

@@ -1,0 +1,213 @@
+"""Checks of our own installation and of the VMs."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+
+from pxsched import chain
+from pxsched.doctor.finding import Finding, Level, Subject, some, vms
+from pxsched.errors import UserError
+from pxsched.guest.config import Machine
+from pxsched.optin.rules import SCRIPT_NAME, is_ours
+from pxsched.proxmox import cluster
+from pxsched.proxmox import storage as storages
+from pxsched.proxmox.cluster import Guest
+
+UNITS = ("pxsched.timer", "pxsched.service")
+
+
+def hookscript(subject: Subject) -> Iterator[Finding]:
+    """A VM whose hookscript is missing does not start."""
+    root = subject.root
+    storage = root.read("var/lib/pxsched/storage") or "local"
+    volumes = {guest.hookscript for guest in subject.enabled} | {f"{storage}:snippets/{SCRIPT_NAME}"}
+    for volume in sorted(volumes):
+        holders = [guest for guest in subject.enabled if guest.hookscript == volume]
+        try:
+            path = storages.script_path(root, volume)
+        except UserError as error:
+            remedy = f"VMs {vms(holders)} need it" if holders else "run install.sh --storage NAME"
+            yield Finding(Level.BAD, "hookscript", f"{volume}: {error.message}", remedy)
+            continue
+        if os.access(root.path(path), os.X_OK):
+            yield Finding(Level.OK, "hookscript", f"{volume} is in place, {len(holders)} VMs have it")
+        elif holders:
+            text = f"{volume} is missing: VMs {vms(holders)} cannot start"
+            yield Finding(Level.BAD, "hookscript", text, "run install.sh (or `pxsched node install`)")
+        else:
+            yield Finding(Level.NOTE, "hookscript", f"{volume} is not installed", "run install.sh")
+
+
+def other_nodes(subject: Subject) -> Iterator[Finding]:
+    """Migration to a node without the script fails, and so does HA's recovery there."""
+    others = [name for name in cluster.nodes(subject.root) if name != subject.node]
+    enabled = [guest for guest in subject.guests if is_ours(guest.hookscript)]
+    if not others or not enabled:
+        return
+    ha = [guest for guest in enabled if guest.ha]
+    if not (subject.root.base == "/" and subject.root.live and shutil.which("pvesh")):
+        text = f"not asked: {some(others)}"
+        yield Finding(Level.NOTE, "other nodes", text, "run the doctor on each node that VMs may move to")
+        return
+    for node in others:
+        yield _on_node(subject, node, [g for g in enabled if g.node == node] + ha)
+
+
+def _on_node(subject: Subject, node: str, concerned: list[Guest]) -> Finding:
+    from pxsched.proxmox.api import Method, local
+
+    storage = subject.root.read("var/lib/pxsched/storage") or "local"
+    try:
+        answer = local(subject.root).call(
+            Method.GET, f"nodes/{node}/storage/{storage}/content", {"content": "snippets"}
+        )
+    except UserError as error:
+        return Finding(Level.NOTE, "other nodes", f"{node} cannot be asked: {error.message}")
+    entries = answer if isinstance(answer, list) else []
+    volumes = [str(item.get("volid")) for item in entries if isinstance(item, dict)]
+    if f"{storage}:snippets/{SCRIPT_NAME}" in volumes:
+        return Finding(Level.OK, "other nodes", f"{node} has the hookscript")
+    level = Level.BAD if concerned else Level.WARN
+    text = f"{node} has no hookscript: VMs cannot move there"
+    return Finding(level, "other nodes", text, f"run install.sh on {node}")
+
+
+def chained(subject: Subject) -> Iterator[Finding]:
+    """Scripts that run beside ours."""
+    remembered = chain.remembered(subject.root)
+    enabled = {guest.vmid for guest in subject.guests if is_ours(guest.hookscript)}
+    stale = [str(vmid) for vmid in sorted(remembered.keys() - enabled)]
+    if stale:
+        text = f"hookscripts are remembered for VMs that are not opted in: {some(stale)}"
+        yield Finding(Level.NOTE, "chained scripts", text, f"delete them from /{chain.CHAIN_FILE}")
+    here = {guest.vmid for guest in subject.enabled}
+    for vmid in sorted(remembered.keys() & here):
+        for path in chain.scripts(subject.root, vmid)[:1]:
+            if not os.access(path, os.X_OK):
+                text = f"VM {vmid} cannot start: its own script {remembered[vmid]} is missing"
+                yield Finding(Level.BAD, "chained scripts", text, f"put it back, or enable {vmid} anew")
+
+
+def timer(subject: Subject) -> Iterator[Finding]:
+    """Without the periodic pass nothing follows late interrupts, hot-plugged vCPUs and crashes."""
+    root = subject.root
+    if root.base != "/" or not os.path.isdir("/run/systemd/system"):
+        yield Finding(Level.NOTE, "timer", "not asked: systemd does not run below this root")
+        return
+    import subprocess
+
+    states = {
+        unit: subprocess.run(
+            ["systemctl", "is-active", unit], capture_output=True, text=True, check=False
+        ).stdout.strip()
+        for unit in UNITS
+    }
+    failed = [unit for unit, state in states.items() if state == "failed"]
+    if failed:
+        yield Finding(Level.BAD, "timer", f"{', '.join(failed)} failed", f"journalctl -u {failed[0]}")
+    elif "active" not in states.values():
+        remedy = "systemctl enable --now pxsched.timer"
+        yield Finding(Level.WARN, "timer", "no periodic pass runs", remedy)
+    else:
+        active = ", ".join(unit for unit, state in states.items() if state == "active")
+        yield Finding(Level.OK, "timer", f"{active} is active")
+
+
+def settings(subject: Subject) -> Iterator[Finding]:
+    for warning in subject.settings.warnings:
+        yield Finding(Level.WARN, "settings", warning, "docs/settings.md lists every key")
+    if not subject.settings.warnings:
+        yield Finding(Level.OK, "settings", "all keys and values are understood")
+
+
+def balloons(subject: Subject) -> Iterator[Finding]:
+    """Proxmox's own controller moves balloons that have a minimum and shares; two would fight."""
+    contested = [
+        guest
+        for guest in subject.enabled
+        if subject.machines[guest.vmid].balloon_mib
+        and subject.machines[guest.vmid].shares
+        and subject.settings.policy(guest.vmid, guest.tags).balloon
+    ]
+    if contested:
+        text = f"Proxmox moves the balloons of VMs {vms(contested)}; we leave them alone"
+        yield Finding(Level.NOTE, "balloons", text, "qm set VMID --shares 0 gives them to us")
+
+
+def huge_pages(subject: Subject) -> Iterator[Finding]:
+    """Room for the huge pages that stopped VMs will ask for."""
+    for size_mib in (2, 1024):
+        stopped = [guest for guest in subject.here if not guest.running]
+        asking = [guest for guest in stopped if subject.machines[guest.vmid].hugepage_mib == size_mib]
+        if not asking:
+            continue
+        need = sum(subject.machines[guest.vmid].memory_mib for guest in asking)
+        free = sum(_free_mib(subject, node.id, size_mib) for node in subject.topology.nodes)
+        text = f"{size_mib} MiB pages: {free} MiB free, stopped VMs {vms(asking)} want {need} MiB"
+        late = size_mib == 1024 and free < need
+        remedy = "reserve them at boot: hugepagesz=1G hugepages=N; later they are hard to find"
+        yield Finding(Level.WARN if late else Level.OK, "huge pages", text, remedy if late else "")
+
+
+def _free_mib(subject: Subject, node: int, size_mib: int) -> int:
+    path = f"sys/devices/system/node/node{node}/hugepages/hugepages-{size_mib << 10}kB/free_hugepages"
+    text = subject.root.read(path) or "0"
+    return int(text) * size_mib if re.fullmatch(r"\d{1,12}", text, re.ASCII) else 0
+
+
+def overcommit(subject: Subject) -> Iterator[Finding]:
+    """How much the running VMs of the node together want."""
+    running: list[Machine] = [subject.machines[guest.vmid] for guest in subject.here if guest.running]
+    if not running:
+        return
+    cpus = len(subject.topology.online)
+    vcpus = sum(machine.vcpus for machine in running)
+    memory_mib = sum(machine.memory_mib for machine in running)
+    total_mib = sum(node.memory_bytes or 0 for node in subject.topology.nodes) >> 20
+    text = f"running VMs: {vcpus} vCPUs on {cpus} CPUs, {memory_mib} of {total_mib} MiB"
+    if total_mib and memory_mib > total_mib:
+        remedy = "balloon minimums, smaller VMs, or fewer of them"
+        yield Finding(Level.WARN, "overcommit", text, remedy)
+    else:
+        yield Finding(Level.OK, "overcommit", text)
+    wide = [str(guest.vmid) for guest in subject.enabled if subject.machines[guest.vmid].vcpus > cpus]
+    if wide:
+        text = f"VMs {some(wide)} have more vCPUs than the node has CPUs"
+        yield Finding(Level.BAD, "overcommit", text, "Proxmox does not start them here")
+
+
+def held(subject: Subject) -> Iterator[Finding]:
+    """What something else keeps turning."""
+    drifting = [key for key, entry in subject.ledger.journal.items() if entry.drifts > 2]
+    for warning in subject.ledger.warnings:
+        yield Finding(Level.WARN, "ledger", warning, "it mends itself at the next pass")
+    if drifting:
+        text = f"something else keeps turning {some(drifting, 3)}"
+        yield Finding(Level.WARN, "ledger", text, "see `other daemons` above, and `pxsched status`")
+    claims, knobs = len(subject.ledger.claims), len(subject.ledger.journal)
+    yield Finding(Level.OK, "ledger", f"{claims} VMs placed, {knobs} knobs held")
+
+
+def karpenter(subject: Subject) -> Iterator[Finding]:
+    if "karpenter" not in subject.settings.features:
+        return
+    from pxsched.karpenter import keep
+
+    try:
+        todo = keep.plan(subject.root, subject.topology, subject.settings.node)
+    except UserError as error:
+        yield Finding(Level.BAD, "karpenter", error.message, error.hint or "")
+        return
+    for note in todo.notes:
+        yield Finding(Level.WARN, "karpenter", note)
+    if todo.changes:
+        what = "is missing" if todo.vmid is None else f"differs in {some([c.key for c in todo.changes])}"
+        yield Finding(Level.WARN, "karpenter", f"the capacity VM {what}", "pxsched karpenter apply")
+    else:
+        yield Finding(Level.OK, "karpenter", f"VM {todo.vmid} describes this node")
+
+
+CHECKS = (
+    hookscript, other_nodes, chained, timer, settings, balloons, huge_pages, overcommit, held, karpenter,
+)  # fmt: skip
