@@ -26,6 +26,8 @@ AREAS = {
     "disable": "pxsched.optin.commands",
     "list": "pxsched.optin.commands",
     "karpenter": "pxsched.karpenter.commands",
+    "doctor": "pxsched.doctor.commands",
+    "node": "pxsched.setup.commands",
     "sandbox": "pxsched.sandbox.commands",
 }
 
