@@ -1,0 +1,87 @@
+"""What is asked of systemd: properties of running units, and reading its files again.
+
+Rules: systemctl(1) set-property, systemd.resource-control(5) AllowedCPUs= and AllowedMemoryNodes=. systemd
+owns the cgroups of its units and overwrites what others write there, so their cpusets are set through it.
+Properties set at run time are drop-ins below /run, which take part in every later reload.
+"""
+
+import errno
+import os
+
+from pxsched.root import Root
+
+PATIENCE_S = 30.0
+PROGRAM = "/usr/bin/systemctl"
+# Where `set-property --runtime` writes its drop-ins: transient units (scopes) have a directory of their own.
+_DROPIN_DIRS = ("run/systemd/system.control", "run/systemd/transient")
+
+
+class NoSuchUnit(Exception):
+    """systemd does not know the unit: it has ended, or never was."""
+
+
+def present(root: Root) -> bool:
+    """Whether the systemd that runs is the one of this root: a sandbox must never touch its host's."""
+    try:
+        return os.path.samefile(root.path("run/systemd/system"), "/run/systemd/system")
+    except OSError:
+        return False
+
+
+def set_property(root: Root, unit: str, name: str, value: str) -> None:
+    """Sets one property of a loaded unit until the next boot; an empty value takes it away.
+
+    Raises NoSuchUnit, and OSError with systemd's own words.
+    """
+    call(root, "set-property", "--runtime", "--", unit, f"{name}={value}")
+
+
+def reload(root: Root) -> None:
+    """Has all unit files read again. Raises OSError."""
+    call(root, "daemon-reload")
+
+
+def drop_in(root: Root, unit: str, name: str) -> str | None:
+    """The file in which `set_property` keeps a property of the unit, if there is one."""
+    candidates = (f"{directory}/{unit}.d/50-{name}.conf" for directory in _DROPIN_DIRS)
+    return next((path for path in candidates if root.exists(path)), None)
+
+
+def remove_drop_in(root: Root, unit: str, name: str) -> bool:
+    """Removes the file that `set_property` left; systemd notices at its next reload. Raises OSError."""
+    path = drop_in(root, unit, name)
+    if path is None:
+        return False
+    os.unlink(root.path(path))
+    try:
+        os.rmdir(os.path.dirname(root.path(path)))
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:  # other properties keep theirs
+            raise
+    return True
+
+
+def call(root: Root, *arguments: str) -> None:
+    """Runs systemctl. Raises NoSuchUnit or OSError."""
+    if not present(root):
+        raise OSError(errno.EOPNOTSUPP, "systemd is not what runs this system")
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            [PROGRAM, "--quiet", "--no-ask-password", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PATIENCE_S,
+            env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(errno.ETIMEDOUT, f"systemd did not answer within {PATIENCE_S:g} s") from None
+    if done.returncode:
+        said = " ".join(done.stderr.split())[:200]
+        if "not found" in said or "not loaded" in said:
+            raise NoSuchUnit(said)
+        raise OSError(errno.EIO, said or f"systemctl {arguments[0]} failed")

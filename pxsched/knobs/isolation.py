@@ -1,0 +1,165 @@
+"""The CPUs that host tasks may use: cpusets of systemd's slices, and of Proxmox's containers.
+
+Rules: systemd.resource-control(5) AllowedCPUs=; cgroup-v2.rst cpuset. An empty cpuset falls back to the
+parent's, so the value of these knobs is the set in force.
+
+Before Linux 6.2 a cpuset that changes overwrites the masks that its tasks chose themselves (commit
+8f9ea86fdf99 keeps them since); so an original also names those tasks, and they get back what they chose.
+"""
+
+import json
+import os
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pxsched.errors import UserError
+from pxsched.host import cgroup, cpulist, systemd
+from pxsched.host.cgroup import Task
+from pxsched.knobs import file
+from pxsched.knobs.knob import Gone, Knob, Rank
+from pxsched.root import Root
+
+UNITS = ("system.slice", "user.slice", "init.scope")
+GROUPS = ("lxc",)
+_PROPERTY = "AllowedCPUs"
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """cpus: as configured, empty for none. bare: systemd kept no property of its own for it.
+    tasks: those with a mask of their own.
+    """
+
+    cpus: str
+    bare: bool = True
+    tasks: tuple[Task, ...] = ()
+
+    def dumps(self) -> str:
+        tasks = [[task.tid, task.start_ticks, cpulist.format(task.cpus)] for task in self.tasks]
+        return json.dumps([self.cpus, self.bare, tasks], separators=(",", ":"))
+
+
+def loads(value: str) -> Original | None:
+    """The original in a journal's text; None for a plain CPU list."""
+    if not value.startswith("["):
+        return None
+    cpus, bare, tasks = json.loads(value)
+    return Original(cpus, bare, tuple(Task(tid, ticks, cpulist.parse(text)) for tid, ticks, text in tasks))
+
+
+@dataclass(frozen=True, slots=True)
+class _HostCpus(Knob):
+    """What slices and plain groups have in common; name: of the unit or group, one of a fixed list."""
+
+    rank: ClassVar[Rank] = Rank.CPUSET
+    names: ClassVar[tuple[str, ...]] = ()
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in self.names:
+            raise ValueError(f"{self.name[:40]!r} is none of {', '.join(self.names)}")
+
+    def read(self, root: Root) -> str:
+        if not cgroup.exists(root, self.name):
+            raise Gone(self.key)
+        try:
+            return cpulist.format(cgroup.effective_cpus(root, self.name))
+        except UserError as error:
+            raise OSError(str(error)) from error
+
+    def original(self, root: Root) -> str:
+        configured = cgroup.configured_cpus(root, self.name)
+        return Original(configured, self._bare(root), cgroup.self_bound(root, self.name)).dumps()
+
+    def write(self, root: Root, value: str) -> None:
+        if not cgroup.exists(root, self.name):
+            raise Gone(self.key)
+        before = cgroup.self_bound(root, self.name)
+        narrow = cgroup.effective_cpus(root, self.name)
+        back = loads(value)
+        self._set(root, value if back is None else back.cpus, bare=back is not None and back.bare)
+        _rebind(root, before if back is None else _chosen(before, back.tasks, narrow))
+
+    def same(self, now: str, want: str) -> bool:
+        back = loads(want)
+        return cpulist.parse(now) == cpulist.parse(want if back is None else back.cpus)
+
+    def _bare(self, root: Root) -> bool:
+        return True
+
+    @abstractmethod
+    def _set(self, root: Root, cpus: str, *, bare: bool) -> None:
+        """Configures the set. bare: leave nothing behind that says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class SliceCpus(_HostCpus):
+    """A systemd unit, by its runtime property."""
+
+    kind: ClassVar[str] = "slice"
+    names: ClassVar[tuple[str, ...]] = UNITS
+
+    def _bare(self, root: Root) -> bool:
+        return systemd.drop_in(root, self.name, _PROPERTY) is None
+
+    def _set(self, root: Root, cpus: str, *, bare: bool) -> None:
+        with _as_knob(self.key):
+            systemd.set_property(root, self.name, _PROPERTY, cpus)
+            if bare and systemd.remove_drop_in(root, self.name, _PROPERTY):
+                systemd.reload(root)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCpus(_HostCpus):
+    """A group that is no unit of systemd's, by its file."""
+
+    kind: ClassVar[str] = "cgroup"
+    names: ClassVar[tuple[str, ...]] = GROUPS
+
+    def _set(self, root: Root, cpus: str, *, bare: bool) -> None:
+        path = f"{cgroup.path(root, self.name)}/cpuset.cpus"
+        if cpus or root.exists(path):  # no file, nothing configured
+            file.write(root, path, cpus)
+
+
+def _chosen(now: Iterable[Task], originals: Iterable[Task], narrow: frozenset[int]) -> list[Task]:
+    """The masks that tasks should have once their group is wide again: what they chose last.
+
+    now: those that have a mask of their own inside the narrow set. A task that still has what the narrowing
+    made of its choice gets the choice back; one that chose anew meanwhile keeps that.
+    """
+    latest = {(task.tid, task.start_ticks): task for task in now}
+    for task in originals:
+        key = (task.tid, task.start_ticks)
+        within = task.cpus & narrow or narrow
+        if latest.get(key, task).cpus in (within, task.cpus):
+            latest[key] = task
+    return list(latest.values())
+
+
+def _rebind(root: Root, tasks: Iterable[Task]) -> None:
+    """Gives tasks the part of their own masks that their group allows, where the kernel did not."""
+    if not root.live:
+        return
+    for task in tasks:
+        now = cgroup.read_task(root, task.tid)
+        if now is None or now.start_ticks != task.start_ticks or now.cpus == task.cpus:
+            continue
+        try:
+            os.sched_setaffinity(task.tid, task.cpus)
+        except OSError:
+            # Ended meanwhile; bound by the kernel for good; or its group allows none of these CPUs, and then
+            # it has all that the group allows.
+            continue
+
+
+@contextmanager
+def _as_knob(key: str) -> Iterator[None]:
+    try:
+        yield
+    except systemd.NoSuchUnit:
+        raise Gone(key) from None

@@ -1,0 +1,154 @@
+"""The cgroup a VM runs in, VMID.scope: the CPUs and memory nodes systemd gives it.
+
+Rules: systemd.resource-control(5) AllowedCPUs=, AllowedMemoryNodes=; cgroup-v2.rst cpuset. A drop-in
+confines QEMU from its first instruction, but systemd must read it before (daemon-reload); a property set on
+the running scope moves the pages that are already there.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pxsched.host import cgroup, cpulist, systemd
+from pxsched.knobs import file
+from pxsched.knobs.knob import Gone, Knob, Rank
+from pxsched.root import Root
+
+_UNITS = "run/systemd/system"
+_FILE = re.compile(r"AllowedCPUs=([\d,-]*)\nAllowedMemoryNodes=([\d,-]*)\n", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class DropIn(Knob):
+    """What the scope will be confined to when it starts: `CPUS NODES`, or nothing."""
+
+    kind: ClassVar[str] = "dropin"
+    rank: ClassVar[Rank] = Rank.CPUSET
+
+    vmid: int
+
+    def read(self, root: Root) -> str:
+        match = _FILE.search((root.read_bytes(self._path) or b"").decode("utf-8", "replace"))
+        return f"{match[1]} {match[2]}" if match else ""
+
+    def write(self, root: Root, value: str) -> None:
+        with _as_knob(self.key):
+            if value:
+                self._put(root, *value.split(" "))
+            else:
+                self._remove(root)
+
+    def _put(self, root: Root, cpus: str, nodes: str) -> None:
+        path = root.path(self._path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w") as stream:
+            stream.write(f"# Made by pxsched.\n[Scope]\nAllowedCPUs={cpus}\nAllowedMemoryNodes={nodes}\n")
+        systemd.reload(root)
+
+    def _remove(self, root: Root) -> None:
+        path = root.path(self._path)
+        for remove, name in ((os.unlink, path), (os.rmdir, os.path.dirname(path))):
+            try:
+                remove(name)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:  # somebody else's drop-ins
+                    raise
+        # A scope that is started anew reads its files anew; only a running one must be told.
+        if cgroup.exists(root, cgroup.scope(self.vmid)):
+            systemd.reload(root)
+
+    @property
+    def _path(self) -> str:
+        return f"{_UNITS}/{self.vmid}.scope.d/pxsched.conf"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNodes(Knob):
+    """The nodes that a running scope's memory may come from; nothing where all may."""
+
+    kind: ClassVar[str] = "memory-nodes"
+    rank: ClassVar[Rank] = Rank.CPUSET
+
+    vmid: int
+
+    def read(self, root: Root) -> str:
+        group = cgroup.scope(self.vmid)
+        if not cgroup.exists(root, group):
+            raise Gone(self.key)
+        return cgroup.configured_nodes(root, group)
+
+    def write(self, root: Root, value: str) -> None:
+        with _as_knob(self.key):
+            systemd.set_property(root, f"{self.vmid}.scope", "AllowedMemoryNodes", value)
+
+    def same(self, now: str, want: str) -> bool:
+        return cpulist.parse(now) == cpulist.parse(want)
+
+
+@dataclass(frozen=True, slots=True)
+class Partition(Knob):
+    """The CPUs that are the scope's alone, taken from all other groups; nothing where it shares.
+
+    A remote `isolated` partition (Linux 6.7): every group above names the CPUs in cpuset.cpus.exclusive.
+    systemd keeps the controller there for us as long as it has AllowedCPUs= of the scope to look after.
+    """
+
+    kind: ClassVar[str] = "partition"
+    rank: ClassVar[Rank] = Rank.CPUSET
+
+    vmid: int
+
+    def read(self, root: Root) -> str:
+        base = self._base(root)
+        state = root.read(f"{base}/cpuset.cpus.partition") or "member"
+        if state == "member":
+            return ""
+        return (root.read(f"{base}/cpuset.cpus.effective") or "") if state == "isolated" else state
+
+    def write(self, root: Root, value: str) -> None:
+        base = self._base(root)
+        if self.read(root):
+            file.write(root, f"{base}/cpuset.cpus.partition", "member")
+            file.write(root, f"{base}/cpuset.cpus.exclusive", "")
+        with _as_knob(self.key):
+            systemd.set_property(root, f"{self.vmid}.scope", "AllowedCPUs", value)
+            if not value:
+                _offer(root, frozenset())
+                return
+            if not root.exists(f"{base}/cpuset.cpus.exclusive"):
+                raise OSError(errno.EOPNOTSUPP, "needs cgroup v2 and Linux 6.7")
+            _offer(root, cpulist.parse(value))
+            file.write(root, f"{base}/cpuset.cpus.exclusive", value)
+            file.write(root, f"{base}/cpuset.cpus.partition", "isolated")
+
+    def _base(self, root: Root) -> str:
+        group = cgroup.scope(self.vmid)
+        if not cgroup.exists(root, group):
+            raise Gone(self.key)
+        return cgroup.path(root, group)
+
+
+def _offer(root: Root, more: frozenset[int]) -> None:
+    """Has qemu.slice name the CPUs of all partitions in it, so that each of them may take its own."""
+    base = cgroup.path(root, "qemu.slice")
+    if not root.exists(f"{base}/cpuset.cpus.exclusive"):
+        return
+    taken = more
+    for name in root.list(base):
+        if name.endswith(".scope"):
+            taken |= cpulist.parse(root.read(f"{base}/{name}/cpuset.cpus.exclusive") or "")
+    file.write(root, f"{base}/cpuset.cpus.exclusive", cpulist.format(taken))
+
+
+@contextmanager
+def _as_knob(key: str) -> Iterator[None]:
+    try:
+        yield
+    except systemd.NoSuchUnit:
+        raise Gone(key) from None

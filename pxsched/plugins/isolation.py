@@ -1,0 +1,52 @@
+"""Host tasks and containers leave the CPUs that are dedicated to running VMs, for as long as these run.
+
+While a VM starts, the task that starts it must still reach the VM's CPUs and memory: its CPUs are taken from
+the host once it runs.
+"""
+
+from collections.abc import Iterator
+
+from pxsched.host import cpulist
+from pxsched.knobs.isolation import GROUPS, UNITS, GroupCpus, SliceCpus
+from pxsched.knobs.knob import Knob
+from pxsched.knobs.scope import Partition
+from pxsched.ledger import NODE, Claim, State
+from pxsched.placement.request import VmClass
+from pxsched.plugins.view import HostView, Setting, VmView
+from pxsched.policy import Isolation, NodeSettings
+
+NAME = "isolation"
+
+
+def of_node(host: HostView) -> Iterator[Setting]:
+    if host.node.isolation is not Isolation.SLICES:
+        return
+    left = host_cpus(host)
+    if left == host.topology.online:
+        return
+    knobs: list[Knob] = [*map(SliceCpus, UNITS), *map(GroupCpus, GROUPS)]
+    for knob in knobs:
+        yield Setting(knob, cpulist.format(left), NODE, NAME)
+
+
+def of_vm(vm: VmView, host: HostView) -> Iterator[Setting]:
+    if in_partition(vm.claim, host.node) and host_cpus(host) != host.topology.online:
+        cpus = vm.claim.placement.cpus & host.topology.online
+        yield Setting(Partition(vm.vmid), cpulist.format(cpus), vm.vmid, NAME)
+
+
+def in_partition(claim: Claim, node: NodeSettings) -> bool:
+    """Whether the VM's scope has its CPUs to itself, so that all its threads have to live on them."""
+    return node.isolation is Isolation.PARTITION and _isolated(claim)
+
+
+def host_cpus(host: HostView) -> frozenset[int]:
+    """The CPUs left to host tasks: all, if the VMs would otherwise leave none."""
+    online = host.topology.online
+    taken = frozenset().union(*(claim.placement.cpus for claim in host.claims.values() if _isolated(claim)))
+    return online - taken or host.housekeeping & online or online
+
+
+def _isolated(claim: Claim) -> bool:
+    dedicated = claim.placement.vm_class is VmClass.DEDICATED
+    return dedicated and claim.policy.isolation and claim.state is State.RUNNING
