@@ -1,0 +1,133 @@
+"""Guests for the lab's node: firmware-only ones that start at once, and Linux ones with real drivers.
+
+Both are started through `inside/qm` with a configuration file like any other; what makes them guests of the
+lab is their `args`, which only an administrator may set in Proxmox, too.
+"""
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import kernel, rom
+from .polling import poll
+
+if TYPE_CHECKING:
+    from .node import Node
+
+ROM_FILE, INITRD_FILE = "guest.rom", "guest.initrd"
+LINUX_MODULES = ("virtio_pci", "virtio_balloon", "igbvf", "virtio_net")
+
+_LINUX_INIT = """\
+#!/bin/sh
+b=/bin/busybox
+$b mount -t devtmpfs dev /dev
+$b mount -t proc proc /proc
+$b mount -t sysfs sys /sys
+$b mount -t tmpfs -o size=90% tmp /tmp
+$b stty -F /dev/ttyS0 raw -echo
+for module in /modules/*.ko; do $b insmod "$module"; done
+for link in /sys/class/net/eth*; do $b ip link set "${link##*/}" up; done
+exec </dev/ttyS0 >/dev/ttyS0 2>&1
+while read -r verb argument; do
+  case $verb in
+    ping) echo pong ;;
+    memory) $b dd if=/dev/zero of=/tmp/fill bs=1M count="$argument" 2>/dev/null
+      $b grep MemAvailable /proc/meminfo ;;
+    free) $b rm -f /tmp/fill ;;
+    burn) while :; do :; done & echo $! >/tmp/burner ;;
+    rest) kill "$($b cat /tmp/burner)" ;;
+    poweroff) $b poweroff -f ;;
+    reset) $b reboot -f ;;
+    *) $b sh -c "$verb $argument" ;;
+  esac
+  echo "<done $?>"
+done
+"""
+
+
+def files(system: kernel.Kernel) -> dict[str, bytes]:
+    """What the lab's node needs to start guests, by file name."""
+    initrd = kernel.initramfs(system, LINUX_MODULES, _LINUX_INIT)
+    return {ROM_FILE: rom.image(), INITRD_FILE: initrd}
+
+
+def rom_args(vmid: int) -> str:
+    return (
+        f"-bios /lab/state/{ROM_FILE} -object memory-backend-file,id=lab,size={rom.PAGE_BYTES},share=on,"
+        f"mem-path=/dev/shm/guest-{vmid} -device ivshmem-plain,memdev=lab,addr=0x10"
+    )
+
+
+def linux_args() -> str:
+    options = (
+        "console=ttyS1 quiet mitigations=off no_timer_check tsc=reliable cryptomgr.notests panic=-1 nokaslr"
+    )
+    return f"-kernel /lab/vmlinux -initrd /lab/state/{INITRD_FILE} -append '{options}'"
+
+
+@dataclass(frozen=True, slots=True)
+class RomGuest:
+    """A guest without an operating system."""
+
+    node: "Node"
+    vmid: int
+
+    def set_burning(self, *vcpus: int) -> None:
+        mask = sum(1 << vcpu for vcpu in vcpus)
+        self._poke(rom.BURN, mask)
+
+    def touch(self, mib: int) -> None:
+        """Memory the guest writes to, so that its pages exist."""
+        self._poke(rom.WANT_MIB, mib)
+        poll(
+            lambda: self._peek(rom.TOUCHED_MIB, 1)[0] >= mib,
+            f"guest {self.vmid} touches {mib} MiB",
+            deadline_s=90,
+        )
+
+    def power_off(self) -> None:
+        self._poke(rom.COMMAND, rom.POWER_OFF)
+
+    def reset(self) -> None:
+        self._poke(rom.COMMAND, rom.RESET)
+
+    def rounds(self, vcpus: int) -> tuple[int, ...]:
+        """How often each vCPU went round its loop; a burning one counts much faster than a halted one."""
+        return self._peek(rom.COUNTERS, vcpus)
+
+    def wait_started(self, vcpus: int, *, deadline_s: float = 90) -> None:
+        poll(
+            lambda: all(self.rounds(vcpus)),
+            f"all {vcpus} vCPUs of guest {self.vmid} run",
+            deadline_s=deadline_s,
+        )
+
+    @property
+    def _page(self) -> str:
+        return f"/dev/shm/guest-{self.vmid}"
+
+    def _poke(self, offset: int, value: int) -> None:
+        octal = "".join(f"\\{byte:03o}" for byte in struct.pack("<I", value))
+        write = f"printf '{octal}' | dd of={self._page} bs=1 seek={offset} conv=notrunc status=none"
+        self.node.run("sh", "-c", write).check()
+
+    def _peek(self, offset: int, words: int) -> tuple[int, ...]:
+        done = self.node.run("od", "-An", "-v", "-tu4", f"-j{offset}", f"-N{4 * words}", self._page).check()
+        return tuple(int(word) for word in done.out.split())
+
+
+@dataclass(frozen=True, slots=True)
+class LinuxGuest:
+    """Debian's kernel with a busybox that obeys its serial console."""
+
+    node: "Node"
+    vmid: int
+
+    def tell(self, line: str, *, timeout_s: float = 60) -> str:
+        return self.node.run("qm", "tell", str(self.vmid), line, timeout_s=timeout_s).check().out
+
+    def wait_ready(self, *, deadline_s: float = 180) -> None:
+        def answers() -> bool:
+            return "pong" in self.node.run("qm", "tell", str(self.vmid), "ping").out
+
+        poll(answers, f"Linux guest {self.vmid} answers", deadline_s=deadline_s, interval_s=1)
