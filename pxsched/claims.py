@@ -13,7 +13,7 @@ from pxsched.guest.config import Machine
 from pxsched.host import cpulist
 from pxsched.ledger import Claim, Ledger, State
 from pxsched.node import Node, Sighting
-from pxsched.placement.request import Holding, Host, Placement, Refused, Request, VmClass
+from pxsched.placement.request import Holding, Placement, Refused, Request, VmClass
 from pxsched.policy import Policy, Wish
 
 # A start that takes longer has failed: Proxmox waits a second per GiB at most (config_aware_timeout).
@@ -69,7 +69,6 @@ def update(
     node: Node,
     ledger: Ledger,
     sightings: Iterable[Sighting],
-    host: Host,
     device_nodes: Mapping[int, frozenset[int]] | None = None,
 ) -> Changes:
     """Brings the claims up to date with what was seen, and drops those whose VM is gone.
@@ -101,7 +100,7 @@ def update(
     wishes.sort(key=lambda wish: (_ORDER[wish[0].vm_class], wish[0].vmid not in ledger.claims, wish[0].vmid))
     for wish, sighting, policy in wishes:
         try:
-            if _claim(node, ledger, wish, sighting, policy, host):
+            if _claim(node, ledger, wish, sighting, policy):
                 changes.placed.append(wish.vmid)
         except Refused as refusal:
             changes.refused[wish.vmid] = str(refusal)
@@ -133,7 +132,7 @@ def _opted_in(claim: Claim | None, sighting: Sighting) -> bool:
     return claim.hookscript == sighting.machine.hookscript
 
 
-def _claim(node: Node, ledger: Ledger, wish: Request, sighting: Sighting, policy: Policy, host: Host) -> bool:
+def _claim(node: Node, ledger: Ledger, wish: Request, sighting: Sighting, policy: Policy) -> bool:
     """Makes or renews one claim; says whether the VM was placed anew. Raises Refused."""
     before = ledger.claims.get(wish.vmid)
     signature = _signature(wish, policy)
@@ -141,12 +140,8 @@ def _claim(node: Node, ledger: Ledger, wish: Request, sighting: Sighting, policy
     moved = before is None or before.signature != signature or not _fits(node, before, holdings)
     placement = before.placement if before else None
     if moved or placement is None:
-        # Memory that is already allocated is no reason to refuse.
-        room = host if sighting.process is None else replace(host, free_mib={}, free_hugepages_mib={})
-        from pxsched.placement.search import place  # most phases place nothing
-
         load = before.load if before else None
-        placement = place(room, holdings, replace(wish, previous=placement, load=load))
+        placement = _place(node, holdings, replace(wish, previous=placement, load=load))
     claim = before or Claim(placement, State.STARTING, since_ns=ledgers.now_ns())
     ledger.claims[wish.vmid] = replace(
         claim,
@@ -164,6 +159,14 @@ def _claim(node: Node, ledger: Ledger, wish: Request, sighting: Sighting, policy
         since_ns=claim.since_ns if claim.process in (None, sighting.process) else ledgers.now_ns(),
     )
     return moved
+
+
+def _place(node: Node, holdings: list[Holding], wish: Request) -> Placement:
+    """Asks placement, which most phases have no need to load. Raises Refused."""
+    from pxsched.placement.housekeeping import host_of
+    from pxsched.placement.search import place
+
+    return place(host_of(node.topology, node.settings.node), holdings, wish)
 
 
 def _inherited(node: Node, claim: Claim, sighting: Sighting) -> str:

@@ -83,11 +83,12 @@ class Entry:
 
 @dataclass(slots=True)
 class Ledger:
-    """The content of the file. Change it only inside `locked`."""
+    """The content of the file. Change it only inside `locked`. stored: what the file is known to say."""
 
     claims: dict[int, Claim] = field(default_factory=dict)
     journal: dict[str, Entry] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    stored: tuple[dict[int, Claim], dict[str, Entry]] | None = None
 
     def dumps(self, boot_id: str) -> str:
         return json.dumps(
@@ -98,6 +99,7 @@ class Ledger:
                 "journal": {key: _entry_out(entry) for key, entry in self.journal.items()},
             },
             separators=(",", ":"),
+            check_circular=False,
         )
 
 
@@ -135,24 +137,27 @@ def locked(root: Root, *, patience_s: float = 10.0) -> Iterator[Ledger]:
 
 
 def save(root: Root, ledger: Ledger) -> None:
-    """Replaces the file; one that says nothing is removed. Raises UserError, and leaves what was there, when
-    there is no room.
+    """Replaces the file if anything changed; one that would say nothing is removed. Raises UserError, and
+    leaves what was there, when there is no room.
     """
+    if ledger.stored == (ledger.claims, ledger.journal):
+        return
     path, previous, temporary = (root.path(name) for name in (FILE, PREVIOUS, f"{FILE}.new"))
     try:
-        if not ledger.claims and not ledger.journal:
+        if ledger.claims or ledger.journal:
+            with open(temporary, "wb") as stream:
+                stream.write(ledger.dumps(_boot_id(root)).encode())
+            # The generation before stays at hand, for the day this one is damaged.
+            if os.path.exists(path):
+                os.replace(path, previous)
+            os.replace(temporary, path)
+        else:
             for name in (previous, temporary, path):
                 _remove(name)
-            return
-        with open(temporary, "wb") as stream:
-            stream.write(ledger.dumps(_boot_id(root)).encode())
-        # The generation before stays at hand, for the day this one is damaged.
-        if os.path.exists(path):
-            os.replace(path, previous)
-        os.replace(temporary, path)
     except OSError as error:
         _remove(temporary)
         raise UserError(f"cannot write {path}: {error.strerror}") from error
+    ledger.stored = (dict(ledger.claims), dict(ledger.journal))
 
 
 def _remove(path: str) -> None:
@@ -177,6 +182,7 @@ def _load(root: Root, *, set_aside: bool) -> Ledger:
             warnings.append(f"/{file} is damaged ({str(error)[:80]}), kept as /{aside}")
         else:
             ledger.warnings = warnings
+            ledger.stored = (dict(ledger.claims), dict(ledger.journal)) if file == FILE else None
             return ledger
     return Ledger(warnings=warnings)
 
@@ -264,7 +270,7 @@ _DEFAULT = Policy()
 
 def _policy_out(policy: Policy) -> dict[str, Any]:
     """Only what differs from the defaults."""
-    if policy == _DEFAULT:
+    if policy is _DEFAULT:
         return {}
     return {
         item.name: getattr(policy, item.name)
@@ -289,7 +295,11 @@ def _process_in(body: Any) -> Process | None:
 
 
 def _entry_out(entry: Entry) -> list[Any]:
-    return [getattr(entry, item.name) for item in fields(Entry)]
+    """The fields in the order of `Entry`."""
+    return [
+        entry.owner, entry.plugin, entry.original, entry.wanted,
+        entry.since_ns, entry.drifted_ns, entry.drifts, entry.note,
+    ]  # fmt: skip
 
 
 def _entry_in(body: Any) -> Entry:

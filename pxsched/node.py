@@ -15,7 +15,6 @@ from pxsched.guest.config import Machine
 from pxsched.guest.process import Process, Role, Thread
 from pxsched.host import topology as topologies
 from pxsched.host.topology import Topology
-from pxsched.placement.housekeeping import housekeeping
 from pxsched.root import Root
 from pxsched.settings import Settings
 
@@ -50,6 +49,8 @@ class Node:
 
     @cached_property
     def housekeeping(self) -> frozenset[int]:
+        from pxsched.placement.housekeeping import housekeeping
+
         return housekeeping(self.topology, self.settings.node)
 
 

@@ -7,7 +7,6 @@
 A crash at any point leaves the original in the journal, and running the same again finishes the work.
 """
 
-import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
@@ -57,11 +56,9 @@ def reconcile(
     moving = _moving_cpusets(ledger, stale, wanted, values)
     changed = _journal(root, ledger, wanted, values, moving)
     ledgers.save(root, ledger)
-    before = dict(ledger.journal)
     _restore(root, ledger, stale, report)
     _apply(root, ledger, [wanted[key] for key in changed], report)
-    if ledger.journal != before:
-        ledgers.save(root, ledger)
+    ledgers.save(root, ledger)
     return report
 
 
@@ -180,7 +177,7 @@ def _apply(root: Root, ledger: Ledger, settings: list[Setting], report: Report) 
 def _note(ledger: Ledger, key: str, error: OSError) -> bool:
     """Remembers why a knob is not as wanted; says whether that is news."""
     entry = ledger.journal.get(key)
-    note = os.strerror(error.errno) if error.errno else str(error)
+    note = error.strerror or str(error)
     if entry is None or entry.note == note:
         return False
     ledger.journal[key] = replace(entry, note=note)

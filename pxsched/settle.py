@@ -10,8 +10,6 @@ from pxsched.claims import Changes
 from pxsched.guest import process
 from pxsched.ledger import NODE, Claim, Ledger
 from pxsched.node import Node, Sighting
-from pxsched.placement.housekeeping import host_of as host_of_node
-from pxsched.placement.request import Host
 from pxsched.plugins import registry
 from pxsched.plugins.view import Setting
 from pxsched.reconcile import Report, reconcile
@@ -63,20 +61,15 @@ def decide(node: Node, ledger: Ledger, sightings: list[Sighting]) -> tuple[Chang
     """Updates the claims; VMs that must make room for dedicated ones are looked at and placed as well."""
     seen = {sighting.vmid: sighting for sighting in sightings}
     near = views.device_nodes(node, seen.values())
-    changes = claims.update(node, ledger, seen.values(), host_of(node), near)
+    changes = claims.update(node, ledger, seen.values(), near)
     for vmid in claims.displaced(ledger):
         sighting = nodes.sight(node.root, vmid, source=ledger.claims[vmid].source)
         seen[vmid] = sighting
-        more = claims.update(node, ledger, [sighting], host_of(node), views.device_nodes(node, [sighting]))
+        more = claims.update(node, ledger, [sighting], views.device_nodes(node, [sighting]))
         changes.placed += more.placed
         changes.dropped += more.dropped
         changes.refused |= more.refused
     return changes, seen
-
-
-def host_of(node: Node) -> Host:
-    """The machine as placement sees it."""
-    return host_of_node(node.topology, node.settings.node)
 
 
 def wanted(node: Node, ledger: Ledger, sightings: Iterable[Sighting]) -> tuple[list[Setting], list[str]]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pxsched.ledger import Claim, Ledger
 from pxsched.node import Node, Sighting
 from pxsched.plugins.view import HostView, VmView
+from pxsched.policy import Isolation
 from pxsched.root import Root
 
 
@@ -40,10 +41,11 @@ def _vm_view(root: Root, claim: Claim, sighting: Sighting) -> VmView:
 def host_view(node: Node, ledger: Ledger, vms: Iterable[VmView]) -> HostView:
     """The node, with the interrupts' side of it only where somebody's interrupts are turned."""
     settings = node.settings.node
+    apart = settings.device_interrupts or settings.isolation is not Isolation.OFF
     view = HostView(
         node.topology,
         settings,
-        node.housekeeping,
+        node.housekeeping if apart else frozenset(),
         ledger.claims,
         {key: entry.original for key, entry in ledger.journal.items()},
     )

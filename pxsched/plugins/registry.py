@@ -1,28 +1,53 @@
-"""All plugins, in the order in which `status` and `plan` show them."""
+"""All plugins, in the order in which `status` and `plan` show them.
 
-from collections.abc import Iterator
+Each is loaded only where there is something for it to say: the hook runs at every start and stop.
+"""
 
-from pxsched.plugins import emulator, interrupts, memory, nic, vcpu
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
 from pxsched.plugins.view import HostView, Setting, VmView
 
-OF_VM = (vcpu, emulator, memory, interrupts, nic)
-OF_NODE = (interrupts,)
-NOTES = (interrupts, nic)
+# Plugin -> whether a VM has anything for it.
+OF_VM: dict[str, Callable[[VmView], Any]] = {
+    "vcpu": lambda vm: vm.threads,
+    "emulator": lambda vm: vm.threads,
+    "memory": lambda vm: True,
+    "interrupts": lambda vm: vm.interrupts,
+    "nic": lambda vm: vm.taps,
+}
+# Plugin -> whether the node has.
+OF_NODE: dict[str, Callable[[HostView], Any]] = {
+    "interrupts": lambda host: host.node.device_interrupts,
+}
+# Plugins that have more to say than settings.
+NOTES: dict[str, Callable[[VmView], Any]] = {
+    "interrupts": lambda vm: vm.interrupts,
+    "nic": lambda vm: vm.devices,
+}
 
 
 def of_vm(vm: VmView, host: HostView) -> Iterator[Setting]:
     """What every plugin wants for one VM."""
-    for plugin in OF_VM:
-        yield from plugin.of_vm(vm, host)
+    for name, concerned in OF_VM.items():
+        if concerned(vm):
+            yield from _plugin(name).of_vm(vm, host)
 
 
 def of_node(host: HostView) -> Iterator[Setting]:
     """What every plugin wants for the node as a whole, given all claims."""
-    for plugin in OF_NODE:
-        yield from plugin.of_node(host)
+    for name, concerned in OF_NODE.items():
+        if concerned(host):
+            yield from _plugin(name).of_node(host)
 
 
 def notes(vm: VmView, host: HostView) -> Iterator[str]:
     """What a person should know of a VM besides the knobs, one line each."""
-    for plugin in NOTES:
-        yield from plugin.notes(vm, host)
+    for name, concerned in NOTES.items():
+        if concerned(vm):
+            yield from _plugin(name).notes(vm, host)
+
+
+def _plugin(name: str) -> Any:
+    return import_module(f"pxsched.plugins.{name}")

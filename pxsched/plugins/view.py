@@ -6,18 +6,26 @@
 Both are pure: everything that had to be read is in the views.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from __future__ import annotations
 
-from pxsched.guest.config import Machine
-from pxsched.guest.process import Thread
-from pxsched.host.devices import Device
-from pxsched.host.interrupts import Interrupt
-from pxsched.host.irqbalance import Running
-from pxsched.host.links import Tap
-from pxsched.host.topology import Topology
-from pxsched.knobs.knob import Knob
-from pxsched.ledger import Claim
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the hook loads only what a VM has
+    from collections.abc import Mapping
+
+    from pxsched.guest.config import Machine
+    from pxsched.guest.process import Thread
+    from pxsched.host.devices import Device
+    from pxsched.host.frequency import FrequencyPolicy
+    from pxsched.host.interrupts import Interrupt
+    from pxsched.host.irqbalance import Running
+    from pxsched.host.links import Tap
+    from pxsched.host.memory import NodeMemory
+    from pxsched.host.topology import Topology
+    from pxsched.knobs.knob import Knob
+    from pxsched.ledger import Claim
+
 from pxsched.policy import NodeSettings
 
 
@@ -40,7 +48,7 @@ class VmView:
     """One VM that runs or is about to. threads: QEMU's, empty before it runs.
 
     devices: passed through; interrupts: theirs, as many as the guest's drivers have enabled.
-    taps: its network devices on the host.
+    taps: its network devices on the host. memory_bytes: by node; None when it was not looked at.
     """
 
     claim: Claim
@@ -49,6 +57,7 @@ class VmView:
     devices: tuple[Device, ...] = ()
     interrupts: tuple[Interrupt, ...] = ()
     taps: tuple[Tap, ...] = ()
+    memory_bytes: Mapping[int, int] | None = None
 
     @property
     def vmid(self) -> int:
@@ -61,6 +70,7 @@ class HostView:
 
     originals: the journal's original values by knob key. irqbalance: None where it does not run.
     interrupts, default_irq_mask: the host's own, read only when `device_interrupts` is set.
+    frequency: the policies that matter to a claim's wishes. memory: empty when it was not looked at.
     """
 
     topology: Topology
@@ -71,3 +81,5 @@ class HostView:
     irqbalance: Running | None = None
     interrupts: tuple[Interrupt, ...] = ()
     default_irq_mask: str = ""
+    frequency: tuple[FrequencyPolicy, ...] = ()
+    memory: tuple[NodeMemory, ...] = ()
