@@ -7,6 +7,7 @@ is the smallest one.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ class Score(NamedTuple):
     unevenness: int
     devices: int
     groups: int
+    joined: int
     kinds: tuple[int, int]
     room: tuple[float, ...]
     order: tuple[int, ...]
@@ -36,7 +38,7 @@ class Score(NamedTuple):
     @property
     def rules(self) -> tuple[object, ...]:
         """What must be as good for a VM to get back what it had."""
-        return self[:6]
+        return self[:7]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Search:
         self.occupied = occupied
         busy = occupied.taken | (mask_of(host.housekeeping) if request.cpus is None else 0)
         self.usable = usable_for(self.machine, pool, busy, request.smt)
+        self.touched = self.machine.spread(occupied.taken) if request.smt is Smt.SHARE else 0
         self.free = memory.free_memory(self.machine, host, request)
         self.parts = parts_of(request)
         self.threads = 1 if request.smt is Smt.ISOLATE else self.machine.threads
@@ -69,9 +72,11 @@ class Search:
     def candidates(self) -> list[Candidate]:
         """All candidates of the fewest nodes; empty when the VM does not fit at all."""
         found: list[Candidate] = []
-        for variant in variants(self.machine, self.request.prefer, self.usable):
-            if variant.mask.bit_count() >= self.request.vcpus:
-                found += self._in_variant(variant)
+        # With `share`: first as if it were not allowed, for the L3 groups that then serve are others.
+        for usable in dict.fromkeys((self.usable & ~self.touched, self.usable)):
+            for variant in variants(self.machine, self.request.prefer, usable):
+                if variant.mask.bit_count() >= self.request.vcpus:
+                    found += self._in_variant(variant)
         return found
 
     def _in_variant(self, variant: Variant) -> list[Candidate]:
@@ -175,9 +180,9 @@ class Search:
             stock_key = (node, variant.mask)
             if stock_key not in self._stocks:
                 self._stocks[stock_key] = stocks_of(
-                    self.machine.cells[node], variant.mask, self.occupied.taken, self._crowd
+                    self.machine.cells[node], variant.mask, self.occupied.taken, self.touched, self._crowd
                 )
-            self._fills[key] = fill(self._stocks[stock_key], count)
+            self._fills[key] = fill(self._stocks[stock_key], count, self.touched)
         return self._fills[key]
 
     def _crowd(self, mask: int) -> float:
@@ -214,6 +219,7 @@ class Search:
             unevenness=0 if self.parts else self._unevenness(nodes, capacity),
             devices=self._devices(nodes),
             groups=len(frozenset().union(*(chosen.groups for chosen in sound))),
+            joined=sum(chosen.joined for chosen in sound),
             kinds=variant.rank,
             room=self._room(nodes, homes, sound),
             order=nodes,
@@ -223,18 +229,28 @@ class Search:
     def _room(
         self, nodes: Sequence[int], homes: Sequence[tuple[int, ...]], fills: Sequence[Fill]
     ) -> tuple[float, ...]:
-        """What is left for the next VM: nodes filled evenly to within one L3 group, few groups broken."""
+        """What is left for the next VM: nodes filled alike to within one L3 group, few groups broken, little
+        left over in those, and the fuller node first.
+        """
         used = dict(self._used)
         for node, home in zip(nodes, homes, strict=True):
             used[node] += len(home)
-        group = max(cell.mask.bit_count() for node in nodes for cell in self.machine.cells[node])
-        imbalance = max(0, max(used.values()) - min(used.values()) - group)
+        apart = max(used.values()) - min(used.values())
         return (
-            imbalance,
+            max(0, apart - self._tolerance),
             sum(chosen.broken for chosen in fills),
             sum(chosen.disturbed for chosen in fills),
             sum(chosen.leftover for chosen in fills),
+            -sum(used[node] for node in nodes),
         )
+
+    @cached_property
+    def _tolerance(self) -> int:
+        """How far apart the use of nodes may be: one L3 group, but no more than an eighth of a node, which
+        is one L3 group of the machines with many of them.
+        """
+        group = max(cell.mask.bit_count() for cells in self.machine.cells.values() for cell in cells)
+        return min(group, min(cpus.bit_count() for cpus in self.machine.cpus.values()) // 8)
 
     def in_order(self, node: int, mask: int) -> Iterator[int]:
         """CPUs so that neighbouring vCPUs are siblings, then neighbours in an L3 group."""
@@ -281,6 +297,7 @@ class Search:
             and self._devices(nodes) <= best.score.devices
             and len(machine.groups_of(mask)) <= best.score.groups
             and cores <= best_cores
+            and (mask & self.touched).bit_count() <= best.score.joined
             and free >= self._least_memory
             and self._guest_nodes_kept(cpus, best)
             and any(

@@ -10,7 +10,8 @@ UNLIMITED = math.inf
 
 
 def free_memory(machine: Machine, host: Host, request: Request) -> dict[int, float]:
-    """MiB that each node with CPUs can give this VM; unlimited where nothing is known.
+    """MiB that each node with CPUs can give this VM; unlimited where nothing is known. Where huge pages are
+    known of some nodes and sizes, the others have none.
 
     A node without memory of its own is not limited here: the kernel serves it from its neighbours.
     """
@@ -18,9 +19,9 @@ def free_memory(machine: Machine, host: Host, request: Request) -> dict[int, flo
     lender = machine.memory_node
     free: dict[int, float] = {}
     for node in machine.nodes:
-        if size_mib is not None:
+        if size_mib is not None and host.free_hugepages_mib:
             free[node] = host.free_hugepages_mib.get((lender[node], size_mib), 0)
-        elif lender[node] != node:
+        elif size_mib is not None or lender[node] != node:
             free[node] = UNLIMITED
         else:
             free[node] = host.free_mib.get(node, UNLIMITED)

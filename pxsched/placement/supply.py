@@ -5,7 +5,7 @@ touches, `isolate` one CPU of each such core, `share` any free CPU.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pxsched.placement.machine import Cell, Machine
 from pxsched.policy import Smt
@@ -14,7 +14,8 @@ from pxsched.policy import Smt
 @dataclass(frozen=True, slots=True)
 class Fill:
     """CPUs chosen on one node. groups: their L3 groups; broken: untouched L3 groups that are now partly
-    used; leftover: CPUs still free in the chosen groups; disturbed: demand of shared VMs living there.
+    used; leftover: CPUs still free in the chosen groups; disturbed: demand of shared VMs living there;
+    joined: cores that another VM has part of.
     """
 
     mask: int
@@ -22,15 +23,19 @@ class Fill:
     broken: int
     leftover: int
     disturbed: float
+    joined: int
 
 
 @dataclass(frozen=True, slots=True)
 class Stock:
-    """One cell's usable CPUs. whole: nothing of the cell is in use."""
+    """One cell's usable CPUs. whole: nothing of the cell is in use. alone: how many of the CPUs are on cores
+    that no other VM has part of.
+    """
 
     cell: Cell
     mask: int
     capacity: int
+    alone: int
     whole: bool
     disturbed: float
 
@@ -56,20 +61,24 @@ def usable_for(machine: Machine, pool: int, busy: int, smt: Smt) -> int:
     return pool
 
 
-def stocks_of(cells: Sequence[Cell], usable: int, taken: int, crowd: Callable[[int], float]) -> list[Stock]:
+def stocks_of(
+    cells: Sequence[Cell], usable: int, taken: int, touched: int, crowd: Callable[[int], float]
+) -> list[Stock]:
+    """touched: CPUs on cores of which another VM has part."""
     found = []
     for cell in cells:
         mask = usable & cell.mask
         if mask:
             whole = not taken & cell.mask
-            found.append(Stock(cell, mask, mask.bit_count(), whole, crowd(cell.mask)))
+            alone = (mask & ~touched).bit_count()
+            found.append(Stock(cell, mask, mask.bit_count(), alone, whole, crowd(cell.mask)))
     return found
 
 
-def fill(stocks: Sequence[Stock], count: int) -> Fill | None:
+def fill(stocks: Sequence[Stock], count: int, touched: int) -> Fill | None:
     """`count` CPUs from the fewest L3 groups, those it leaves least of; None when there are too few."""
     if count == 0:
-        return Fill(0, frozenset(), 0, 0, 0.0)
+        return Fill(0, frozenset(), 0, 0, 0.0, 0)
     chosen = _groups(stocks, count)
     if chosen is None:
         return None
@@ -78,7 +87,7 @@ def fill(stocks: Sequence[Stock], count: int) -> Fill | None:
     mask, left = 0, count
     for stock in chosen:
         part = min(left, stock.capacity)
-        mask |= _cores(stock, part)
+        mask |= _cores(stock, part, touched)
         left -= part
     last = chosen[-1]
     leftover = sum(stock.capacity for stock in chosen) - count
@@ -88,6 +97,7 @@ def fill(stocks: Sequence[Stock], count: int) -> Fill | None:
         broken=int(last.whole and leftover > 0),
         leftover=leftover,
         disturbed=sum(stock.disturbed for stock in chosen),
+        joined=_joined(chosen, mask & touched),
     )
 
 
@@ -104,7 +114,7 @@ def _groups(stocks: Sequence[Stock], count: int) -> list[Stock] | None:
     ordered = sorted(stocks, key=_keeping)
     if fewest == 1:
         fitting = [stock for stock in ordered if stock.capacity >= count]
-        return [min(fitting, key=lambda stock: stock.capacity)]
+        return [min(fitting, key=lambda stock: (max(0, count - stock.alone), stock.capacity))]
     return _exactly(ordered, fewest, count)
 
 
@@ -134,10 +144,22 @@ def _exactly(ordered: Sequence[Stock], size: int, count: int) -> list[Stock]:
     return chosen
 
 
-def _cores(stock: Stock, count: int) -> int:
-    """`count` CPUs of one cell: whole cores first, then the core that is left least of."""
+def _joined(chosen: Sequence[Stock], shared: int) -> int:
+    """How many cores the CPUs in `shared` are on."""
+    if not shared:
+        return 0
+    return sum(1 for stock in chosen for core in stock.cell.cores if core & shared)
+
+
+def _cores(stock: Stock, count: int, touched: int) -> int:
+    """`count` CPUs of one cell: whole cores first, then the core that is left least of; what another VM has
+    part of only where nothing else is left.
+    """
     if count == stock.capacity:
         return stock.mask
+    if stock.alone >= count and stock.mask & touched:
+        stock = replace(stock, mask=stock.mask & ~touched, capacity=stock.alone)
+        return _cores(stock, count, 0)
     cores = [core & stock.mask for core in stock.cell.cores if core & stock.mask]
     # Stable: among cores of one size the lower one comes first.
     cores.sort(key=int.bit_count, reverse=True)
