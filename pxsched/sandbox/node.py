@@ -11,7 +11,9 @@ Rules: the paths Proxmox uses (`/var/run` on QEMU's command line, `/run` elsewhe
 
 import os
 import re
+import shlex
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,10 +99,18 @@ def create(directory: Path) -> Node:
             (directory / name).mkdir(parents=True, exist_ok=True)
         for link, target in _LINKS.items():
             (directory / link).symlink_to(target)
-        if _HOOK.exists():
-            (directory / "var/lib/vz/snippets/pxsched").symlink_to(_HOOK)
         (directory / _MARK).touch()
+    if _HOOK.exists():
+        _write_hook(directory / "var/lib/vz/snippets/pxsched")
     return find(directory)
+
+
+def _write_hook(path: Path) -> None:
+    """Our own hookscript, run by the interpreter that has what it needs."""
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    new.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I {shlex.quote(str(_HOOK))} "$@"\n')
+    new.chmod(0o755)
+    new.replace(path)
 
 
 def find(directory: Path) -> Node:

@@ -18,7 +18,8 @@ import fcntl, json, os, sys
 vmid, phase = sys.argv[1:3]
 root = os.environ["PXSCHED_ROOT"]
 try:
-    fcntl.flock(os.open(f"{root}/var/lock/qemu-server/lock-{vmid}.conf", os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock = os.open(f"{root}/var/lock/qemu-server/lock-{vmid}.conf", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     locked = False
 except BlockingIOError:
     locked = True
