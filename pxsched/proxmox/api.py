@@ -155,11 +155,11 @@ def local(root: Root) -> Api:
 
         return stand_in.find(root)
     try:
-        from proxmoxer import ProxmoxAPI
-
-        return Proxmoxer(ProxmoxAPI(backend="local", timeout=TIMEOUT_S))
-    except (ImportError, NotImplementedError):  # not installed; or older than its local backend
+        import proxmoxer
+        import proxmoxer.backends.local
+    except ImportError:  # not installed; or older than its local backend
         return Pvesh()
+    return Proxmoxer(proxmoxer.ProxmoxAPI(backend="local", timeout=TIMEOUT_S))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,174 @@
+"""Installing on a node, upgrading, being interrupted, uninstalling: by install.sh, in Debian 12 and 13."""
+
+import os
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+HOOK = "var/lib/vz/snippets/pxsched"
+OURS = "hookscript: local:snippets/pxsched\n"
+
+
+def test_a_node_gets_hookscript_command_units_and_settings(machine):
+    said = machine.run("./install.sh").stdout
+    assert os.access(machine.path(HOOK), os.X_OK)
+    assert machine.path("etc/default/proxmox-scheduler").exists()
+    assert machine.path("etc/pxsched/pxsched.toml").exists()
+    assert "pxsched doctor" in said
+    assert '"schema": 1' in machine.run("pxsched", "list", "--json").stdout
+    for unit in machine.path("checkout/hooks").glob("pxsched.*"):
+        text = machine.path(f"etc/systemd/system/{unit.name}").read_text()
+        assert "/usr/bin/pxsched" not in text
+
+
+def test_the_hook_runs_with_nothing_but_debians_python(machine):
+    machine.run("./install.sh")
+    machine.vm(100, OURS)
+    surroundings = {"PVE_MIGRATED_FROM": "", "LC_ALL": "C", "PYTHONPATH": "/nonsense"}
+    done = machine.run(f"/{HOOK}", "100", "pre-start", **surroundings)
+    assert "does not work" not in done.stdout
+    assert "pxsched: VM 100" in done.stdout
+
+
+def test_a_dry_run_changes_no_file(machine):
+    before = machine.files()
+    said = machine.run("./install.sh", "--dry-run").stdout
+    assert f"would write /{HOOK}" in said
+    assert machine.files() == before
+
+
+def test_a_second_run_changes_nothing(machine):
+    machine.run("./install.sh")
+    before = machine.files()
+    machine.run("./install.sh")
+    assert machine.files() == before
+
+
+def test_an_upgrade_replaces_the_program_and_keeps_the_admins_files(machine):
+    machine.run("./install.sh")
+    settings = machine.path("etc/default/proxmox-scheduler")
+    settings.write_text("CPU_GOVERNOR_BUSY=performance\n")
+    added = machine.path("checkout/pxsched/added_by_the_upgrade.py")
+    added.write_text("")
+    machine.path("checkout/hooks/pxsched").open("a").write("# newer\n")
+    machine.run("./install.sh")
+    assert settings.read_text() == "CPU_GOVERNOR_BUSY=performance\n"
+    assert machine.path(HOOK).read_text().endswith("# newer\n")
+    assert list(machine.path("opt/pxsched").rglob("added_by_the_upgrade.py"))
+    added.unlink()
+    machine.run("./install.sh")
+    assert not list(machine.path("opt/pxsched").rglob("added_by_the_upgrade.py"))
+
+
+@pytest.mark.parametrize("victim", ["cp", "mv", "chmod", "ln"])
+def test_an_interrupted_run_is_finished_by_the_next_one(machine, victim):
+    """The run is killed the moment it first calls this tool."""
+    machine.path("trap").mkdir()
+    trap = machine.path(f"trap/{victim}")
+    trap.write_text("#!/bin/sh\nkill -KILL $PPID\n")
+    trap.chmod(0o755)
+    done = machine.run("./install.sh", check=False, PATH="/trap:/usr/sbin:/usr/bin:/sbin:/bin")
+    assert done.returncode != 0
+    machine.run("./install.sh")
+    assert '"schema": 1' in machine.run("pxsched", "doctor", "--json", check=False).stdout
+    assert not list(machine.path("opt/pxsched").rglob(".pxsched-*"))
+
+
+def test_uninstalling_leaves_the_machine_as_it_was(machine):
+    before = machine.files()
+    machine.run("./install.sh")
+    machine.vm(100)
+    machine.run("pxsched", "enable", "100")
+    assert OURS in machine.path("etc/pve/nodes/pve1/qemu-server/100.conf").read_text()
+    said = machine.run("./install.sh", "--uninstall").stdout
+    assert "take the hookscript off VM 100" in said
+    after = machine.files()
+    after.pop("etc/pve/nodes/pve1/qemu-server/100.conf")
+    assert after == before
+    assert "hookscript" not in machine.path("etc/pve/nodes/pve1/qemu-server/100.conf").read_text()
+
+
+def test_uninstalling_keeps_what_the_admin_wrote_and_says_so(machine):
+    machine.run("./install.sh")
+    machine.path("etc/default/proxmox-scheduler").write_text("CPU_GOVERNOR_BUSY=performance\n")
+    said = machine.run("./install.sh", "--uninstall").stdout
+    assert "left: /etc/default/proxmox-scheduler" in said
+    assert machine.path("etc/default/proxmox-scheduler").exists()
+    assert not machine.path("etc/pxsched").exists()
+
+
+def test_a_vm_that_cannot_be_changed_keeps_a_stub_that_lets_it_start(machine):
+    machine.run("./install.sh")
+    machine.vm(100, OURS)
+    machine.path("etc/pve/broken").touch()
+    said = machine.run("./install.sh", "--uninstall").stdout
+    assert "no quorum" in said
+    assert "still named by VM 100" in said
+    assert machine.run(f"/{HOOK}", "100", "pre-start").stdout == ""
+
+
+def test_vms_of_other_nodes_may_still_arrive_and_find_a_stub(machine):
+    machine.run("./install.sh")
+    machine.vm(200, OURS, node="pve2")
+    machine.run("./install.sh", "--uninstall")
+    assert machine.run(f"/{HOOK}", "200", "pre-start").returncode == 0
+    config = machine.path("etc/pve/nodes/pve2/qemu-server/200.conf").read_text()
+    assert OURS in config, "pve2 still has pxsched"
+
+
+def test_installing_after_uninstalling_replaces_the_stub(machine):
+    machine.run("./install.sh")
+    machine.vm(200, OURS, node="pve2")
+    machine.run("./install.sh", "--uninstall")
+    machine.run("./install.sh")
+    assert "pxsched.hook" in machine.path(HOOK).read_text()
+
+
+def test_uninstalling_twice_is_harmless(machine):
+    machine.run("./install.sh")
+    machine.run("./install.sh", "--uninstall")
+    machine.run("./install.sh", "--uninstall")
+
+
+def test_an_own_prefix_and_storage(machine):
+    storages = "dir: local\n\tpath /var/lib/vz\n\ndir: fast\n\tpath /srv/fast\n"
+    machine.path("etc/pve/storage.cfg").write_text(storages)
+    machine.run("./install.sh", "--prefix", "/srv/tools/pxsched", "--storage", "fast")
+    assert not machine.path("opt/pxsched").exists()
+    config = machine.vm(100)
+    machine.run("pxsched", "enable", "100")
+    assert "hookscript: fast:snippets/pxsched" in config.read_text()
+    done = machine.run("/srv/fast/snippets/pxsched", "100", "pre-start")
+    assert "pxsched: VM 100" in done.stdout
+    machine.run("./install.sh", "--uninstall", "--prefix", "/srv/tools/pxsched")
+    assert not machine.path("srv/fast/snippets/pxsched").exists()
+    assert not machine.path("srv/tools/pxsched").exists()
+
+
+@pytest.mark.parametrize("prefix", ["/usr", "relative", "/opt/../etc", "/opt/with space"])
+def test_a_prefix_that_is_not_our_own_is_refused(machine, prefix):
+    done = machine.run("./install.sh", "--prefix", prefix, check=False)
+    assert done.returncode == 2
+
+
+def test_without_root_it_says_exactly_what_is_missing(machine):
+    done = machine.run("setpriv", "--reuid=65534", "--clear-groups", "./install.sh", check=False)
+    assert done.returncode == 1
+    assert "root is needed" in done.stdout
+
+
+def test_on_a_machine_that_is_no_node_it_points_to_the_demo(machine):
+    machine.path("usr/bin/qm").unlink()
+    done = machine.run("./install.sh", check=False)
+    assert done.returncode == 1
+    assert "--demo" in done.stdout
+
+
+def test_missing_python_packages_come_from_debian(machine):
+    machine.run("dpkg", "--force-depends", "--remove", "python3-pyroute2")
+    done = machine.run("./install.sh", check=False)
+    if "Could not resolve" in done.stdout or "Unable to connect" in done.stdout:
+        pytest.skip("no Debian mirror can be reached from the root")
+    assert done.returncode == 0, done.stdout
+    assert machine.path("usr/lib/python3/dist-packages/pyroute2").exists()
