@@ -141,7 +141,8 @@ def _claim(node: Node, ledger: Ledger, wish: Request, sighting: Sighting, policy
     placement = before.placement if before else None
     if moved or placement is None:
         load = before.load if before else None
-        placement = _place(node, holdings, replace(wish, previous=placement, load=load))
+        wish = replace(wish, previous=placement, load=load)
+        placement = _place(node, holdings, wish, allocated=sighting.process is not None)
     claim = before or Claim(placement, State.STARTING, since_ns=ledgers.now_ns())
     ledger.claims[wish.vmid] = replace(
         claim,
@@ -161,12 +162,23 @@ def _claim(node: Node, ledger: Ledger, wish: Request, sighting: Sighting, policy
     return moved
 
 
-def _place(node: Node, holdings: list[Holding], wish: Request) -> Placement:
-    """Asks placement, which most phases have no need to load. Raises Refused."""
+def _place(node: Node, holdings: list[Holding], wish: Request, *, allocated: bool) -> Placement:
+    """Asks placement, which most phases have no need to load. Raises Refused.
+
+    allocated: the VM has its memory, so that a lack of it is no reason to refuse.
+    """
+    from pxsched.host import memory
     from pxsched.placement.housekeeping import host_of
     from pxsched.placement.search import place
 
-    return place(host_of(node.topology, node.settings.node), holdings, wish)
+    if allocated:
+        return place(host_of(node.topology, node.settings.node), holdings, wish)
+    free_mib = memory.free_mib(node.memory)
+    free_hugepages_mib = memory.free_hugepages_mib(node.memory)
+    host = host_of(
+        node.topology, node.settings.node, free_mib=free_mib, free_hugepages_mib=free_hugepages_mib
+    )
+    return place(host, holdings, wish)
 
 
 def _inherited(node: Node, claim: Claim, sighting: Sighting) -> str:

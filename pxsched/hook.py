@@ -16,7 +16,7 @@ from pxsched.guest import process
 from pxsched.guest.process import VMID
 from pxsched.host import cpulist
 from pxsched.ledger import Claim
-from pxsched.node import Node
+from pxsched.node import Node, Sighting
 from pxsched.root import Root
 
 PHASES = ("pre-start", "post-start", "pre-stop", "post-stop")
@@ -81,6 +81,8 @@ def run(root: Root, vmid: int, phase: str, environ: Mapping[str, str]) -> int:
     if refusal is not None:
         return _refuse(node, vmid, phase, refusal)
     claim = done.claims.get(vmid)
+    if phase == "pre-start" and claim is not None and claim.policy.compact:
+        _compact(node, sighting, claim)
     if claim is not None and phase in ("pre-start", "post-start"):
         _tell(claim, phase, len(done.report.turned))
     return Exit.DONE
@@ -94,6 +96,18 @@ def _refuse(node: Node, vmid: int, phase: str, reason: str) -> int:
         return Exit.REFUSED
     say(f"VM {vmid} runs unplaced: {reason}")
     return Exit.DONE
+
+
+def _compact(node: Node, sighting: Sighting, claim: Claim) -> None:
+    """Makes room for huge pages where memory is too fragmented, as the admin asked for."""
+    from pxsched.host import memory
+    from pxsched.plugins.shortage import shortages
+
+    assert sighting.machine is not None
+    for lack in shortages(sighting.machine, claim.placement, node.memory):
+        if lack.fragmented:
+            say(f"compacting the memory of node {lack.node}")
+            memory.compact(node.root, lack.node)
 
 
 def _tell(claim: Claim, phase: str, turned: int) -> None:

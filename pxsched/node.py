@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from pxsched import settings as settings_module
 from pxsched.guest import config, process
@@ -17,6 +18,9 @@ from pxsched.host import topology as topologies
 from pxsched.host.topology import Topology
 from pxsched.root import Root
 from pxsched.settings import Settings
+
+if TYPE_CHECKING:
+    from pxsched.host.memory import NodeMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,13 @@ class Node:
     @cached_property
     def name(self) -> str:
         return name_of(self.root)
+
+    @cached_property
+    def memory(self) -> tuple["NodeMemory", ...]:
+        """What each NUMA node has free, as this pass saw it."""
+        from pxsched.host import memory
+
+        return memory.read(self.root)
 
     @cached_property
     def housekeeping(self) -> frozenset[int]:

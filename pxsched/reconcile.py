@@ -143,8 +143,10 @@ def _already(root: Root, knob: Knob, value: str) -> bool:
     """Whether a knob that takes no write has that value anyway: we never really turned it."""
     try:
         return knob.same(knob.read(root), value)
-    except (Gone, OSError):
+    except Gone:
         return True
+    except OSError:
+        return False  # nobody can say: try again at the next pass
 
 
 def _apply(root: Root, ledger: Ledger, settings: list[Setting], report: Report) -> None:

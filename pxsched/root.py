@@ -36,12 +36,15 @@ class Root:
             fd = os.open(f"{self.base}/{relative}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             return None
+        # procfs ends a read at the end of a line, however much was asked for: a short one is not the end.
+        short = 1 if relative.startswith("proc/") else 65536
         try:
-            data = chunk = os.read(fd, 65536)
-            while len(chunk) == 65536 or (chunk and len(data) % 4096 == 0):
-                chunk = os.read(fd, 65536)
-                data += chunk
-            return data
+            chunks = [os.read(fd, 65536)]
+            size = len(chunks[0])
+            while len(chunks[-1]) >= short or (chunks[-1] and size % 4096 == 0):
+                chunks.append(os.read(fd, 65536))
+                size += len(chunks[-1])
+            return b"".join(chunks)
         except OSError:
             return None
         finally:

@@ -50,7 +50,7 @@ def settle(node: Node, sightings: Iterable[Sighting], *, everybody: bool) -> Pas
             vmid for vmid, sighting in seen.items() if sighting.machine is None and vmid in ledger.claims
         }
         owners = None if everybody and not frozen else _owners(ledger, seen, changes, everybody) - frozen
-        settings, said = wanted(node, ledger, seen.values())
+        settings, said = wanted(node, ledger, seen.values(), memory=everybody)
         report = reconcile(node.root, ledger, settings, owners)
         notes = [*ledger.warnings, *(note for sighting in seen.values() for note in sighting.notes), *said]
         held = {vmid: ledger.claims[vmid] for vmid in seen if vmid in ledger.claims}
@@ -72,9 +72,14 @@ def decide(node: Node, ledger: Ledger, sightings: list[Sighting]) -> tuple[Chang
     return changes, seen
 
 
-def wanted(node: Node, ledger: Ledger, sightings: Iterable[Sighting]) -> tuple[list[Setting], list[str]]:
-    """What all plugins want for these VMs and for the node, and what they have to say."""
-    vms = views.vm_views(node, ledger, sightings)
+def wanted(
+    node: Node, ledger: Ledger, sightings: Iterable[Sighting], *, memory: bool = False
+) -> tuple[list[Setting], list[str]]:
+    """What all plugins want for these VMs and for the node, and what they have to say.
+
+    memory: look where the VMs' memory lies, too.
+    """
+    vms = views.vm_views(node, ledger, sightings, memory=memory)
     host = views.host_view(node, ledger, vms)
     settings = list(registry.of_node(host))
     notes: list[str] = []

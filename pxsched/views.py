@@ -1,22 +1,41 @@
 """Reads what the plugins need to know: only of the VMs at hand, and only what they can have."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from pxsched.ledger import Claim, Ledger
+from pxsched.ledger import Claim, Ledger, State
 from pxsched.node import Node, Sighting
 from pxsched.plugins.view import HostView, VmView
-from pxsched.policy import Isolation
+from pxsched.policy import Isolation, MemoryMode
 from pxsched.root import Root
 
+if TYPE_CHECKING:
+    from pxsched.host.frequency import FrequencyPolicy
 
-def vm_views(node: Node, ledger: Ledger, sightings: Iterable[Sighting]) -> list[VmView]:
-    """The VMs that hold a claim and whose configuration was read."""
+
+def vm_views(
+    node: Node, ledger: Ledger, sightings: Iterable[Sighting], *, memory: bool = False
+) -> list[VmView]:
+    """The VMs that hold a claim and whose configuration was read. memory: look where theirs lies, too."""
+    looks = memory and len(node.topology.nodes) > 1
     views = []
     for sighting in sightings:
         claim = ledger.claims.get(sighting.vmid)
         if claim is not None and sighting.machine is not None:
-            views.append(_vm_view(node.root, claim, sighting))
+            view = _vm_view(node.root, claim, sighting)
+            views.append(_with_memory(node.root, view) if looks else view)
     return views
+
+
+def _with_memory(root: Root, vm: VmView) -> VmView:
+    from pxsched.host import memory
+
+    process = vm.claim.process
+    if process is None or vm.claim.policy.memory is MemoryMode.OFF:
+        return vm
+    hugepages = vm.machine.hugepage_mib is not None
+    return replace(vm, memory_bytes=memory.of_vm(root, vm.vmid, process.pid, hugepages=hugepages))
 
 
 def _vm_view(root: Root, claim: Claim, sighting: Sighting) -> VmView:
@@ -39,28 +58,40 @@ def _vm_view(root: Root, claim: Claim, sighting: Sighting) -> VmView:
 
 
 def host_view(node: Node, ledger: Ledger, vms: Iterable[VmView]) -> HostView:
-    """The node, with the interrupts' side of it only where somebody's interrupts are turned."""
-    settings = node.settings.node
+    """The node; each side of it only where somebody's knobs depend on it."""
+    vms, root, settings = list(vms), node.root, node.settings.node
     apart = settings.device_interrupts or settings.isolation is not Isolation.OFF
+    wishes = any(claim.policy.governor or claim.policy.energy for claim in ledger.claims.values())
+    allocating = any(vm.claim.state is State.STARTING or vm.memory_bytes is not None for vm in vms)
     view = HostView(
-        node.topology,
-        settings,
-        node.housekeeping if apart else frozenset(),
-        ledger.claims,
-        {key: entry.original for key, entry in ledger.journal.items()},
+        topology=node.topology,
+        node=settings,
+        housekeeping=node.housekeeping if apart else frozenset(),
+        claims=ledger.claims,
+        originals={key: entry.original for key, entry in ledger.journal.items()},
+        frequency=_frequency(root, ledger.claims) if wishes else (),
+        memory=node.memory if allocating else (),
     )
-    if not settings.device_interrupts and not any(vm.interrupts for vm in vms):
-        return view
-    from dataclasses import replace
+    if settings.device_interrupts or any(vm.interrupts for vm in vms):
+        return _with_interrupts(root, view)
+    return view
 
+
+def _frequency(root: Root, claims: Mapping[int, Claim]) -> "tuple[FrequencyPolicy, ...]":
+    from pxsched.host import frequency
+    from pxsched.plugins import governor
+
+    return frequency.read(root, governor.cpus(claims))
+
+
+def _with_interrupts(root: Root, view: HostView) -> HostView:
     from pxsched.host import interrupts, irqbalance
 
-    root = node.root
     view = replace(view, irqbalance=irqbalance.look(root))
-    if settings.device_interrupts:
-        default_irq_mask = root.read("proc/irq/default_smp_affinity") or ""
-        view = replace(view, interrupts=interrupts.of_host(root), default_irq_mask=default_irq_mask)
-    return view
+    if not view.node.device_interrupts:
+        return view
+    default_irq_mask = root.read("proc/irq/default_smp_affinity") or ""
+    return replace(view, interrupts=interrupts.of_host(root), default_irq_mask=default_irq_mask)
 
 
 def device_nodes(node: Node, sightings: Iterable[Sighting]) -> dict[int, frozenset[int]]:

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
+from pxsched.ledger import State
+from pxsched.placement.request import VmClass
 from pxsched.plugins.view import HostView, Setting, VmView
+from pxsched.policy import Isolation
 
 # Plugin -> whether a VM has anything for it.
 OF_VM: dict[str, Callable[[VmView], Any]] = {
@@ -16,15 +19,24 @@ OF_VM: dict[str, Callable[[VmView], Any]] = {
     "memory": lambda vm: True,
     "interrupts": lambda vm: vm.interrupts,
     "nic": lambda vm: vm.taps,
+    "isolation": lambda vm: vm.claim.placement.vm_class is VmClass.DEDICATED,
+    "latency": lambda vm: vm.claim.policy.fifo,
 }
 # Plugin -> whether the node has.
 OF_NODE: dict[str, Callable[[HostView], Any]] = {
     "interrupts": lambda host: host.node.device_interrupts,
+    "governor": lambda host: host.frequency,
+    "isolation": lambda host: host.node.isolation is not Isolation.OFF,
+    "latency": lambda host: any(
+        claim.policy.halt_poll_ns >= 0 or claim.policy.resume_latency_us >= 0
+        for claim in host.claims.values()
+    ),
 }
 # Plugins that have more to say than settings.
 NOTES: dict[str, Callable[[VmView], Any]] = {
     "interrupts": lambda vm: vm.interrupts,
     "nic": lambda vm: vm.devices,
+    "memory": lambda vm: vm.claim.state is State.STARTING or vm.memory_bytes,
 }
 
 
