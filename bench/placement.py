@@ -93,14 +93,15 @@ HOSTS = (
 def large_machine(sockets=2, l3s=12, cores=12):
     """A generated machine of sockets x l3s x cores x 2 CPUs, siblings half the machine apart."""
     half = sockets * l3s * cores
-    cpus, groups, nodes = {}, [], {}
+    cpus, nodes = {}, {}
     for core in range(half):
         socket, l3 = core // (l3s * cores), core // cores
         for cpu in (core, core + half):
             cpus[cpu] = Cpu(cpu, True, core, l3, socket, socket, frozenset((core, core + half)))
             nodes.setdefault(socket, set()).add(cpu)
-    for l3 in range(sockets * l3s):
-        groups.append(L3(l3, frozenset(cpu for cpu in cpus if cpus[cpu].l3 == l3), 32 << 20))
+    groups = [
+        L3(l3, frozenset(cpu for cpu in cpus if cpus[cpu].l3 == l3), 32 << 20) for l3 in range(sockets * l3s)
+    ]
     made = tuple(
         Node(i, frozenset(own), 1 << 40, {j: 10 if i == j else 32 for j in nodes}) for i, own in nodes.items()
     )
@@ -206,10 +207,9 @@ class Random(Simple):
 
 class Nova:
     python = sys.executable
-    policies = {Smt.SHARE: "prefer", Smt.PREFER: "isolate"}
 
     def __init__(self, topology, memory, smt, seed):
-        self.policy = self.policies[smt]
+        self.policy = "prefer" if smt is Smt.SHARE else "isolate"
         self.process = subprocess.Popen(
             [self.python, str(HERE / "nova_worker.py")],
             stdin=subprocess.PIPE,
@@ -329,7 +329,7 @@ class Machine:
         have = sum(size // block for size in whole.values())
         result.seconds += seconds
         result.shared_cores += seconds * sum(len(vms) > 1 for vms in cores.values())
-        result.imbalance += seconds * max(0, max(fill) - min(fill) - self.tolerance)
+        result.imbalance += seconds * max(0, (max(fill) - min(fill)) / self.tolerance - 1)
         result.broken += seconds * (1 - min(1, have / possible) if possible else 0)
 
 

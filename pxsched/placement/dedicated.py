@@ -55,7 +55,9 @@ class Candidate:
 class Search:
     """One request on one machine state; everything is computed at most once."""
 
-    def __init__(self, host: Host, request: Request, occupied: Occupancy, pool: int) -> None:
+    def __init__(self, host: Host, request: Request, occupied: Occupancy, allowed: int, pool: int) -> None:
+        self.host = host
+        self.allowed = allowed
         self.machine: Machine = machine_of(host.topology)
         self.request = request
         self.occupied = occupied
@@ -323,11 +325,11 @@ def place_dedicated(host: Host, holdings: Sequence[Holding], request: Request) -
     pool = allowed & ~occupied.blocked
     pools = dict.fromkeys((pool & ~occupied.constrained, pool))
     for pool in pools:
-        search = Search(host, request, occupied, pool)
+        search = Search(host, request, occupied, allowed, pool)
         found = search.candidates()
         if found:
             return _answer(host, search, found, request)
-    raise explanation.refusal(search, host, allowed)
+    raise explanation.refusal(search, allowed)
 
 
 def _answer(host: Host, search: Search, found: list[Candidate], request: Request) -> Placement:
@@ -341,9 +343,23 @@ def _answer(host: Host, search: Search, found: list[Candidate], request: Request
     nodes = frozenset(search.machine.memory_node[node] for node in chosen.nodes if node != NO_NODE) | (
         bound & host.topology.node_by_id.keys()
     )
-    why = explanation.dedicated(search, found, chosen, again=before is not None)
+
+    def other_group() -> Candidate | None:
+        rest = search.usable & ~_groups_mask(search.machine, chosen.mask)
+        second = Search(host, request, search.occupied, search.allowed, rest)
+        return min(second.candidates(), key=lambda candidate: candidate.score, default=None)
+
+    why = explanation.dedicated(search, found, chosen, again=before is not None, other_group=other_group)
     near = emulator(host, frozenset(chosen.nodes), own)
     return Placement(request.vmid, VmClass.DEDICATED, vcpus, near, nodes, why)
+
+
+def _groups_mask(machine: Machine, mask: int) -> int:
+    """All CPUs of the L3 groups that these are in."""
+    whole = 0
+    for group in machine.groups_of(mask):
+        whole |= machine.whole_group[group]
+    return whole
 
 
 def _leave_the_others_some(host: Host, search: Search, chosen: Candidate) -> None:

@@ -1,56 +1,282 @@
-"""Why a VM is where it is, as a person reads it."""
+"""Why a VM is where it is, as a person reads it: what was chosen, what the next best was and why it lost,
+and what it would take to do better.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from pxsched.host import cpulist
-from pxsched.placement import memory
-from pxsched.placement.machine import NO_NODE, Machine, set_of
+from pxsched.host.topology import CpuKind
+from pxsched.placement import memory, obstacles
+from pxsched.placement.machine import NO_NODE, Machine
 from pxsched.placement.request import Host, Refused, Request
+from pxsched.policy import Prefer, Smt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from pxsched.placement.dedicated import Candidate, Search
+    from pxsched.placement.dedicated import Candidate, Score, Search
     from pxsched.placement.occupancy import Occupancy
-    from pxsched.placement.shared import Home
+    from pxsched.placement.shared import Home, HomeScore
 
 
 def dedicated(
-    search: Search, found: Sequence[Candidate], chosen: Candidate, *, again: bool
+    search: Search,
+    found: Sequence[Candidate],
+    chosen: Candidate,
+    *,
+    again: bool,
+    other_group: Callable[[], Candidate | None],
 ) -> tuple[str, ...]:
-    cpus = cpulist.format_ordered(chosen.vcpus)
-    where = _nodes(chosen.nodes)
-    return (f"{len(chosen.vcpus)} exclusive CPUs {cpus} on {where}",)
+    """other_group: the best candidate without the chosen L3 group, for machines with one node to choose."""
+    request, machine = search.request, search.machine
+    lines = [
+        f"{_count(request.vcpus, 'exclusive CPU')} {cpulist.format_ordered(chosen.vcpus)} on"
+        f" {_place(machine, chosen.nodes, chosen.mask)}"
+    ]
+    if again:
+        lines.append("the same CPUs as when it last ran: nothing better is free")
+    lines += _dedicated_warnings(search, chosen)
+    lines += _devices(request, chosen.nodes)
+    rivals = [candidate for candidate in found if candidate.nodes != chosen.nodes]
+    rival = min(rivals, key=lambda candidate: candidate.score, default=None) or (
+        other_group() if chosen.score.groups == 1 else None
+    )
+    if rival and not again:
+        where = _place(machine, rival.nodes, rival.mask)
+        lines.append(f"next best was {where}: {_why_not(chosen.score, rival.score)}")
+    elif not again and len(machine.nodes) > len(chosen.nodes):
+        lines.append(f"no other {'node' if len(chosen.nodes) == 1 else 'set of nodes'} can hold it now")
+    lines += _better(search, chosen)
+    return tuple(lines)
+
+
+def _dedicated_warnings(search: Search, chosen: Candidate) -> list[str]:
+    request, machine = search.request, search.machine
+    lines = []
+    mixed = [kind for kind in CpuKind if machine.kinds.get(kind, 0) & chosen.mask]
+    if len(mixed) > 1:
+        lines.append(
+            "warning: mixes performance and efficiency cores: no kind alone has"
+            f" {_count(request.vcpus, 'free CPU')} as near together"
+        )
+    elif (
+        mixed
+        and request.prefer in (Prefer.PERFORMANCE, Prefer.EFFICIENCY)
+        and mixed[0].value != request.prefer.value
+    ):
+        lines.append(
+            f"warning: wishes {request.prefer.value} cores; too few are free, these are {mixed[0].value}"
+        )
+    if chosen.split:
+        lines.append("warning: a guest NUMA node fits on no host node and is divided over several")
+    if chosen.score.joined:
+        lines.append(f'shares {_count(chosen.score.joined, "core")} with other VMs, as smt = "share" allows')
+    odd = request.vcpus % machine.threads
+    if request.smt is Smt.REQUIRE and odd:
+        lines.append(f"{request.vcpus} vCPUs are no multiple of {machine.threads}: one core is used in part")
+    floating = [
+        other.vmid
+        for other in search.occupied.floats
+        if other.mask & chosen.mask & search.occupied.constrained
+    ]
+    if floating:
+        lines.append(f"warning: affinity lets {obstacles.vms(sorted(floating))} run on some of these CPUs")
+    return lines
+
+
+def _devices(request: Request, nodes: Sequence[int]) -> list[str]:
+    if not request.device_nodes:
+        return []
+    away = request.device_nodes.difference(nodes)
+    if not away:
+        return [f"its passed-through devices are on {_nodes(sorted(request.device_nodes))}"]
+    return [f"warning: passed-through devices are on {_nodes(sorted(away))}, where no room was left"]
+
+
+_ROOM = (
+    "it would leave the nodes unevenly filled",
+    "it would break into an L3 group that is still whole",
+    "shared VMs are at home there",
+    "it would leave more free CPUs over in its L3 group",
+    "it is emptier, and stays whole for a larger VM",
+)
+
+
+def _why_not(best: Score, rival: Score) -> str:
+    """The first rule by which the rival is worse."""
+    if rival.nodes != best.nodes:
+        return f"it spans {_count(rival.nodes, 'node')} instead of {best.nodes}"
+    if rival.distance != best.distance:
+        return f"its nodes are further apart (distances {rival.distance} instead of {best.distance} in all)"
+    if rival.unevenness != best.unevenness:
+        return "the vCPUs would be divided less evenly"
+    if rival.devices != best.devices:
+        return "it is further from the passed-through devices"
+    if rival.groups != best.groups:
+        return f"it spans {_count(rival.groups, 'L3 group')} instead of {best.groups}"
+    if rival.joined != best.joined:
+        return f"it shares {_count(rival.joined, 'core')} with other VMs instead of {best.joined}"
+    if rival.kinds != best.kinds:
+        return "it mixes kinds of CPU" if rival.kinds[0] else "its CPUs are of a kind less preferred"
+    for mine, theirs, text in zip(best.room, rival.room, _ROOM, strict=True):
+        if mine != theirs:
+            return text
+    return "it is as good, and the lower number comes first"
+
+
+def _better(search: Search, chosen: Candidate) -> list[str]:
+    """What is in the way of fewer nodes, or else of fewer L3 groups."""
+    machine, request, count = search.machine, search.request, search.request.vcpus
+    if len(chosen.nodes) > 1:
+        places = [
+            (f"node {node}", search.allowed & machine.cpus[node], search.usable & machine.cpus[node])
+            for node in machine.nodes
+        ]
+        found = obstacles.in_the_way(search.occupied, places, count)
+        if found:
+            return [f"one node would do without {obstacles.vms(found[1])} ({found[2]} CPUs on {found[0]})"]
+        if all(place[1].bit_count() < count for place in places):
+            return []
+        short = [
+            node
+            for node, place in zip(machine.nodes, places, strict=True)
+            if place[2].bit_count() >= count and search.free[node] < request.memory_mib
+        ]
+        numbers = memory.describe(search.free, short)
+        return [f"one node has the CPUs but not {request.memory_mib} MiB: {numbers}"] if numbers else []
+    if chosen.score.groups > 1:
+        cells = [
+            (f"L3 group {obstacles.cpus(cell.mask)}", search.allowed & cell.mask, search.usable & cell.mask)
+            for cells in machine.cells.values()
+            for cell in cells
+        ]
+        found = obstacles.in_the_way(search.occupied, cells, count)
+        if found:
+            return [
+                f"one L3 group would do without {obstacles.vms(found[1])} ({found[2]} CPUs of {found[0]})"
+            ]
+    return []
 
 
 def shared(
     machine: Machine, occupied: Occupancy, homes: Sequence[Home], chosen: Home, request: Request
 ) -> tuple[str, ...]:
-    return (f"{request.vcpus} vCPUs float on {cpulist.format(set_of(chosen.mask))}, {_nodes(chosen.nodes)}",)
+    size = chosen.mask.bit_count()
+    lines = [
+        f"{_count(request.vcpus, 'vCPU')} float{'s' * (request.vcpus == 1)} on CPUs"
+        f" {obstacles.cpus(chosen.mask)}: {_place(machine, chosen.nodes, chosen.mask)}"
+    ]
+    if size < request.vcpus:
+        lines.append(f"warning: {request.vcpus} vCPUs share {_count(size, 'CPU')}; other VMs hold the rest")
+    if all(machine.kinds.get(kind, 0) & chosen.mask for kind in CpuKind):
+        lines.append("warning: its home mixes performance and efficiency cores: no kind alone holds it")
+    lines += _devices(request, chosen.nodes)
+    neighbours = sorted(other.vmid for other in occupied.floats if other.mask & chosen.mask)
+    lines.append(
+        f"shares it with {obstacles.vms(neighbours)}, demand {chosen.score.contention:.2f} per CPU in all"
+        if neighbours
+        else "no other VM is at home there"
+    )
+    rivals = [home for home in homes if home.mask != chosen.mask]
+    if rivals:
+        rival = min(rivals, key=lambda home: home.score)
+        where = _place(machine, rival.nodes, rival.mask)
+        lines.append(f"next best was {where}: {_why_no_home(chosen.score, rival.score)}")
+    return tuple(lines)
 
 
-def refusal(search: Search, host: Host, allowed: int) -> Refused:
+def _why_no_home(best: HomeScore, rival: HomeScore) -> str:
+    if rival.nodes != best.nodes:
+        return f"it spans {_count(rival.nodes, 'node')} instead of {best.nodes}"
+    if rival.distance != best.distance:
+        return "its nodes are further apart"
+    if rival.short != best.short:
+        return "it has fewer CPUs than the VM has vCPUs"
+    if rival.devices != best.devices:
+        return "it is further from the passed-through devices"
+    if rival.away != best.away:
+        return "it is further from the VM's memory"
+    if rival.groups != best.groups:
+        return f"it spans {_count(rival.groups, 'L3 group')} instead of {best.groups}"
+    if rival.kinds != best.kinds:
+        return "it mixes kinds of CPU" if rival.kinds[0] else "its CPUs are of a kind less preferred"
+    if rival.contention > best.contention:
+        return f"more demand there ({rival.contention:.2f} per CPU)"
+    return "it is no better" if rival.contention < best.contention else "it is as good, and comes later"
+
+
+def refusal(search: Search, allowed: int) -> Refused:
     """Which rule keeps a dedicated VM from being placed, and the numbers."""
     request, machine = search.request, search.machine
-    free = search.usable
-    if free.bit_count() < request.vcpus:
-        parts = [f"node {node} has {(free & machine.cpus[node]).bit_count()}" for node in machine.nodes]
-        return Refused(
-            f"needs {request.vcpus} exclusive CPUs (smt {request.smt.value}); {free.bit_count()} of"
-            f" {allowed.bit_count()} allowed ones are free: {', '.join(parts)}"
-        )
-    return memory_refusal(machine, host, request)
+    usable, count = search.usable, request.vcpus
+    if usable.bit_count() >= count:
+        return memory_refusal(machine, search.host, request)
+    wanted = {
+        Smt.PREFER: "exclusive CPUs on cores that no other VM has part of",
+        Smt.REQUIRE: "exclusive CPUs on whole cores with siblings",
+        Smt.ISOLATE: "whole cores",
+        Smt.SHARE: "exclusive CPUs",
+    }[request.smt]
+    numbers = ", ".join(
+        f"node {node} has {(usable & machine.cpus[node]).bit_count()}"
+        for node in machine.nodes
+        if node != NO_NODE and allowed & machine.cpus[node]
+    )
+    free = f"{usable.bit_count()} are free" + (f" ({numbers})" if numbers else "")
+    obstacle = obstacles.in_the_way(search.occupied, [("", allowed, usable)], count)
+    limit = _limit(request)
+    return Refused(
+        f"needs {count} {wanted if machine.threads > 1 else 'exclusive CPUs'}; {free}"
+        f" of {_count(allowed.bit_count(), 'CPU')} it may use{limit}",
+        hint=f"{obstacles.vms(obstacle[1])} would have to stop" if obstacle else None,
+    )
+
+
+def _limit(request: Request) -> str:
+    """Which list of the admin's narrows the choice."""
+    limits = [
+        f"{name} {cpulist.format(value)}"
+        for name, value in (("cpus", request.cpus), ("nodes", request.nodes), ("affinity", request.affinity))
+        if value
+    ]
+    return f" (policy: {', '.join(limits)})" if limits else ", housekeeping and isolated CPUs left out"
 
 
 def memory_refusal(machine: Machine, host: Host, request: Request) -> Refused:
     free = memory.free_memory(machine, host, request)
-    return Refused(
-        f"needs {request.memory_mib} MiB; {memory.describe(free, machine.nodes)}",
-    )
+    pages = "" if request.hugepage_mib is None else f" in huge pages of {request.hugepage_mib} MiB"
+    if request.guest_nodes:
+        wishes = ", ".join(
+            f"numa{number} needs {_count(len(guest.cpus), 'CPU')} and {guest.memory_mib} MiB"
+            + (f" on node {cpulist.format(guest.host_nodes)}" if guest.host_nodes else "")
+            for number, guest in enumerate(request.guest_nodes)
+        )
+        return Refused(f"guest nodes fit on no host nodes: {wishes}{pages}; {_state(machine, free)}")
+    return Refused(f"needs {request.memory_mib} MiB{pages}; {_state(machine, free)}")
+
+
+def _state(machine: Machine, free: dict[int, float]) -> str:
+    return memory.describe(free, machine.nodes) or "memory is not the limit, CPUs on these nodes are"
+
+
+def _place(machine: Machine, nodes: Sequence[int], mask: int) -> str:
+    """Such as `node 1, in one L3 group (36-39,100-103)`."""
+    named = _nodes(nodes)
+    groups = machine.groups_of(mask)
+    if any(group < 0 for group in groups) or len(machine.whole_group) == 1:
+        return named
+    if len(groups) == 1:
+        whole = machine.whole_group[next(iter(groups))]
+        return f"{named}, in one L3 group ({obstacles.cpus(whole)})" if len(nodes) == 1 else named
+    return f"{named}, in {len(groups)} L3 groups"
 
 
 def _nodes(nodes: Sequence[int]) -> str:
     known = [node for node in nodes if node != NO_NODE]
-    return f"node{'s' if len(known) > 1 else ''} {cpulist.format(known)}"
+    return f"node{'s' if len(known) > 1 else ''} {cpulist.format(known)}" if known else "no known node"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

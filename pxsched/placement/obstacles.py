@@ -1,0 +1,54 @@
+"""What it would take to do better: which VMs are in the way of a node or an L3 group of its own."""
+
+from collections.abc import Iterable, Sequence
+
+from pxsched.host import cpulist
+from pxsched.placement.machine import set_of
+from pxsched.placement.occupancy import Occupancy
+
+
+def in_the_way(
+    occupied: Occupancy, places: Iterable[tuple[str, int, int]], needed: int
+) -> tuple[str, list[int], int] | None:
+    """The place that fewest VMs keep from offering `needed` CPUs, those VMs, and how many CPUs they have there.
+
+    places: name, CPUs that could be had were it empty, CPUs that can be had now.
+    """
+    best: tuple[str, list[int], int] | None = None
+    for name, whole, free in places:
+        if whole.bit_count() < needed or free.bit_count() >= needed:
+            continue
+        found = _fewest(occupied, whole & ~free, needed - free.bit_count())
+        if found and (best is None or (len(found[0]), found[1]) < (len(best[1]), best[2])):
+            best = (name, *found)
+    return best
+
+
+def _fewest(occupied: Occupancy, held: int, missing: int) -> tuple[list[int], int] | None:
+    """The fewest VMs that hold `missing` CPUs of `held`: the smallest one, else the largest together."""
+    parts = sorted(
+        ((mask & held).bit_count(), holding.vmid) for holding, mask in occupied.owned if mask & held
+    )
+    for size, vmid in parts:
+        if size >= missing:
+            return [vmid], size
+    vmids: list[int] = []
+    total = 0
+    for size, vmid in reversed(parts):
+        vmids.append(vmid)
+        total += size
+        if total >= missing:
+            return sorted(vmids), total
+    return None
+
+
+def vms(vmids: Sequence[int]) -> str:
+    """Such as `VM 101` or `VMs 101, 102 and 103`; a long list is cut."""
+    names = [str(vmid) for vmid in vmids[:6]] + (["others"] if len(vmids) > 6 else [])
+    if len(names) == 1:
+        return f"VM {names[0]}"
+    return f"VMs {', '.join(names[:-1])} and {names[-1]}"
+
+
+def cpus(mask: int) -> str:
+    return cpulist.format(set_of(mask))
