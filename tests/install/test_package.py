@@ -1,0 +1,112 @@
+"""The Debian package: built with the standard tools, clean, and working on Debian 12 and 13."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .conftest import CHECKOUT, _what_git_does_not_know
+
+pytestmark = pytest.mark.slow
+
+HOOK = "var/lib/vz/snippets/pxsched"
+OURS = "hookscript: local:snippets/pxsched\n"
+TOOLS = {"dpkg-buildpackage": "dpkg-dev", "dh": "debhelper", "dh_python3": "dh-python", "lintian": "lintian"}
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    missing = [name for tool, name in TOOLS.items() if not shutil.which(tool)]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")
+    place = tmp_path_factory.mktemp("build")
+    source = place / "pxsched"
+    shutil.copytree(CHECKOUT, source, symlinks=True, ignore=_what_git_does_not_know)
+    done = subprocess.run(
+        ["dpkg-buildpackage", "-us", "-uc", "-b"],
+        cwd=source, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    [path] = place.glob("pxsched_*_all.deb")
+    return path
+
+
+def contents(package: Path) -> list[str]:
+    done = subprocess.run(["dpkg-deb", "-c", str(package)], text=True, capture_output=True, check=True)
+    return [line.split()[5] for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+def installed(machine, package):
+    """A node on which the package was installed with dpkg."""
+    shutil.copy(package, machine.path("package.deb"))
+    machine.run("dpkg", "-i", "/package.deb")
+    return machine
+
+
+def test_lintian_has_nothing_to_say(package):
+    changes = next(package.parent.glob("*.changes"))
+    done = subprocess.run(
+        ["lintian", "--allow-root", "--fail-on", "warning,error", str(changes)],
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "W:" not in done.stdout
+
+
+def test_it_holds_the_program_the_hookscript_and_the_units(package):
+    names = contents(package)
+    for name in ("usr/bin/pxsched", "usr/share/pxsched/hooks/pxsched", "etc/pxsched/pxsched.toml"):
+        assert f"./{name}" in names
+    units = [path.name for path in (CHECKOUT / "hooks").glob("pxsched.*")]
+    for unit in units:
+        assert any(name.endswith(f"/systemd/system/{unit}") for name in names)
+
+
+def test_it_holds_no_tests_and_nothing_of_the_build(package):
+    assert [name for name in contents(package) if "tests" in name or "__pycache__" in name] == []
+
+
+def test_installing_it_puts_the_hookscript_in_place(installed):
+    assert os.access(installed.path(HOOK), os.X_OK)
+    installed.vm(100, OURS)
+    done = installed.run(f"/{HOOK}", "100", "pre-start", PVE_MIGRATED_FROM="")
+    assert "pxsched: VM 100" in done.stdout
+
+
+def test_installing_it_again_keeps_the_admins_files(installed):
+    settings = installed.path("etc/pxsched/pxsched.toml")
+    settings.write_text("[node]\nmoves = 1\n")
+    installed.run("dpkg", "-i", "/package.deb")
+    assert settings.read_text() == "[node]\nmoves = 1\n"
+
+
+def test_removing_it_takes_the_hookscript_off_and_away(installed):
+    installed.vm(100)
+    installed.run("pxsched", "enable", "100")
+    installed.run("dpkg", "-r", "pxsched")
+    assert "hookscript" not in installed.path("etc/pve/nodes/pve1/qemu-server/100.conf").read_text()
+    assert not installed.path(HOOK).exists()
+
+
+def test_removing_it_leaves_a_stub_where_a_vm_cannot_be_changed(installed):
+    installed.vm(100, OURS)
+    installed.path("etc/pve/broken").touch()
+    installed.run("dpkg", "-r", "pxsched")
+    assert installed.run(f"/{HOOK}", "100", "pre-start").stdout == ""
+
+
+def test_purging_it_leaves_no_file(machine, package):
+    before = machine.files()
+    shutil.copy(package, machine.path("tmp/package.deb"))
+    machine.run("dpkg", "-i", "/tmp/package.deb")
+    machine.run("dpkg", "-P", "pxsched")
+    assert machine.files() == before
+
+
+def test_install_sh_does_not_install_beside_the_package(installed):
+    done = installed.run("./install.sh", check=False)
+    assert done.returncode == 1
+    assert "Debian package" in done.stdout
