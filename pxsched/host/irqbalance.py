@@ -5,6 +5,9 @@ credentials. `setup` answers `SLEEP seconds {IRQ n LOAD .. DIFF .. CLASS ..} BAN
 `settings ban irqs n ...` (or NONE) replaces the whole list at once; `settings cpus list` (or NULL for the
 configured ones) holds from its next scan. A request is read into 500 bytes: of a longer one
 the rest is lost, the number at the cut becomes another number, and the connection is reset.
+
+It dies of SIGPIPE when it answers somebody who has left, and takes a connection without a request for the one
+before. So it is asked only while it waits for events, and no connection is closed before its answer.
 """
 
 import errno
@@ -20,8 +23,9 @@ from pxsched.host import cpulist
 from pxsched.root import Root
 
 DIR = "run/irqbalance"
+_GREETING = "settings nothing-at-all"  # a request without meaning, and without answer
 MAX_REQUEST_BYTES = 499
-PATIENCE_S = 0.5
+PATIENCE_S = 1.0
 # A daemon that was silent once is left alone that long: there may be a hundred requests in a row.
 DEAF_S = 5.0
 _BAN = "settings ban irqs "
@@ -65,6 +69,7 @@ class Running:
 
 
 _deaf_until: dict[Daemon, float] = {}
+_unanswered: list[socket.socket] = []
 _asked_cpus: dict[Daemon, tuple[str, float]] = {}
 
 
@@ -91,12 +96,16 @@ def look(root: Root) -> Running | None:
 
 
 def start_of(root: Root, pid: int) -> int | None:
-    """Field 22 of proc(5)'s stat, when the process is an irqbalance."""
+    """Field 22 of proc(5)'s stat, when the process is an irqbalance of root's."""
     head, _, tail = (root.read(f"proc/{pid}/stat") or "").rpartition(")")
     words = tail.split()
     if head.partition("(")[2] != "irqbalance" or len(words) < 20 or words[0] in "ZX":
         return None
-    return int(words[19])
+    try:
+        # Anybody may take the name, and an abstract socket's.
+        return int(words[19]) if os.stat(root.path(f"proc/{pid}")).st_uid == 0 else None
+    except OSError:
+        return None
 
 
 def setup(root: Root, daemon: Daemon) -> Setup:
@@ -119,7 +128,10 @@ def ban(root: Root, daemon: Daemon, irqs: Collection[int]) -> None:
     if len(request) > MAX_REQUEST_BYTES:
         raise OSError(errno.EMSGSIZE, "irqbalance takes no longer list of interrupts")
     before = setup(root, daemon).irqs
-    _ask(root, daemon, request)
+    try:
+        _ask(root, daemon, request)
+    except ConnectionResetError:
+        pass  # it read a part of the request only
     if set(setup(root, daemon).irqs) != set(irqs):
         # Another release with a smaller buffer: what it made of the list may name innocent interrupts.
         _ask(root, daemon, _ban_request(before))
@@ -156,8 +168,10 @@ def _addresses(root: Root) -> Iterator[str]:
 
 
 def _listener(root: Root, address: str) -> int:
+    """The pid behind a socket whose name does not tell it; 0 for one that is not root's."""
     try:
         with _connect(root, address) as connection:
+            _send(connection, _GREETING)
             return _peer(connection)[0]
     except OSError:
         return 0
@@ -191,21 +205,55 @@ def _peer(connection: socket.socket) -> tuple[int, int]:
 
 
 def _ask(root: Root, daemon: Daemon, request: str) -> str:
-    if time.monotonic() < _deaf_until.get(daemon, 0.0):
-        raise TimeoutError(errno.ETIMEDOUT, "irqbalance does not answer")
+    """One request and its answer. Raises OSError; after one TimeoutError at once again, for a while."""
     deadline = time.monotonic() + PATIENCE_S
-    credentials = struct.pack("3i", os.getpid(), os.getuid(), os.getgid())
-    answer = b""
+    late = TimeoutError(errno.ETIMEDOUT, "irqbalance does not answer")
+    if time.monotonic() < _deaf_until.get(daemon, 0.0):
+        raise late
+    if not _wait_until_idle(root, daemon, deadline):
+        _deaf_until[daemon] = time.monotonic() + DEAF_S
+        raise late
+    connection = _connect(root, daemon.address)
     try:
-        with _connect(root, daemon.address) as connection:
-            connection.sendmsg([request.encode()], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)])
-            while len(answer) < 1 << 16:
-                connection.settimeout(max(0.001, deadline - time.monotonic()))
-                chunk = connection.recv(4096)
-                if not chunk:
-                    break
-                answer += chunk
+        _send(connection, request)
+        answer = _receive(connection, deadline)
     except TimeoutError:
         _deaf_until[daemon] = time.monotonic() + DEAF_S
-        raise TimeoutError(errno.ETIMEDOUT, "irqbalance does not answer") from None
+        _unanswered.append(connection)  # closing it now would kill the daemon later
+        raise late from None
+    except BaseException:
+        connection.close()
+        raise
+    connection.close()
+    return answer
+
+
+def _wait_until_idle(root: Root, daemon: Daemon, deadline: float) -> bool:
+    """Whether the daemon sleeps in poll(2), soon. While it scans, or is stopped, it answers nobody."""
+    while time.monotonic() < deadline:
+        if start_of(root, daemon.pid) != daemon.start_ticks:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "that irqbalance is no more")
+        place = root.read(f"proc/{daemon.pid}/wchan") or "0"
+        if "poll" in place:
+            return True
+        # Kernels without symbols say 0; then sleeping has to be enough.
+        if place == "0" and re.search(r"\) S ", root.read(f"proc/{daemon.pid}/stat") or ""):
+            return True
+        time.sleep(0.0005)
+    return False
+
+
+def _send(connection: socket.socket, request: str) -> None:
+    credentials = struct.pack("3i", os.getpid(), os.getuid(), os.getgid())
+    connection.sendmsg([request.encode()], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)])
+
+
+def _receive(connection: socket.socket, deadline: float) -> str:
+    answer = b""
+    while len(answer) < 1 << 16:
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        chunk = connection.recv(4096)
+        if not chunk:
+            break
+        answer += chunk
     return answer.decode("ascii", "replace").strip("\0 ")
