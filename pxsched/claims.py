@@ -11,6 +11,7 @@ from pxsched import ledger as ledgers
 from pxsched.guest import process
 from pxsched.guest.config import Machine
 from pxsched.host import cpulist
+from pxsched.knobs.thread import ThreadAffinity
 from pxsched.ledger import Claim, Ledger, State
 from pxsched.node import Node, Sighting
 from pxsched.placement.request import Holding, Placement, Refused, Request, VmClass
@@ -82,8 +83,7 @@ def update(
     newcomers = not seen.keys() <= ledger.claims.keys()
     for vmid, claim in list(ledger.claims.items()):
         if (newcomers or vmid in seen) and not _holds(node, claim, seen.get(vmid)):
-            del ledger.claims[vmid]
-            changes.dropped.append(vmid)
+            _drop(ledger, vmid, changes)
     wishes = []
     for sighting in seen.values():
         machine = sighting.machine
@@ -105,9 +105,18 @@ def update(
         except Refused as refusal:
             changes.refused[wish.vmid] = str(refusal)
             if wish.vmid in ledger.claims:
-                del ledger.claims[wish.vmid]
-                changes.dropped.append(wish.vmid)
+                _drop(ledger, wish.vmid, changes)
     return changes
+
+
+def _drop(ledger: Ledger, vmid: int, changes: Changes) -> None:
+    """Ends a claim. Shared VMs that had to make room for it are placed again when they are next looked at."""
+    gone = ledger.claims.pop(vmid).placement
+    changes.dropped.append(vmid)
+    if gone.vm_class is VmClass.DEDICATED:
+        for other, claim in ledger.claims.items():
+            if claim.placement.vm_class is VmClass.SHARED and claim.placement.nodes & gone.nodes:
+                ledger.claims[other] = replace(claim, signature="")
 
 
 _ORDER = {VmClass.PINNED: 0, VmClass.DEDICATED: 1, VmClass.CONSTRAINED: 2, VmClass.SHARED: 3}
@@ -135,7 +144,7 @@ def _opted_in(claim: Claim | None, sighting: Sighting) -> bool:
 def _claim(node: Node, ledger: Ledger, wish: Request, sighting: Sighting, policy: Policy) -> bool:
     """Makes or renews one claim; says whether the VM was placed anew. Raises Refused."""
     before = ledger.claims.get(wish.vmid)
-    signature = _signature(wish, policy)
+    signature = _signature(wish, policy, frozenset(wish.affinity) - node.topology.online)
     holdings = [holding(claim) for claim in ledger.claims.values() if claim.vmid != wish.vmid]
     moved = before is None or before.signature != signature or not _fits(node, before, holdings)
     placement = before.placement if before else None
@@ -151,7 +160,7 @@ def _claim(node: Node, ledger: Ledger, wish: Request, sighting: Sighting, policy
         policy=policy,
         process=sighting.process,
         starter=None if sighting.process else sighting.starter,
-        inherited=_inherited(node, claim, sighting),
+        inherited=_inherited(node, ledger, claim, sighting),
         signature=signature,
         source=sighting.source or claim.source,
         memory_mib=wish.memory_mib,
@@ -181,18 +190,25 @@ def _place(node: Node, holdings: list[Holding], wish: Request, *, allocated: boo
     return place(host, holdings, wish)
 
 
-def _inherited(node: Node, claim: Claim, sighting: Sighting) -> str:
+def _inherited(node: Node, ledger: Ledger, claim: Claim, sighting: Sighting) -> str:
     """The mask QEMU's threads have without us: `affinity`, else that of the task that starts it."""
+    starter = sighting.starter
     if sighting.machine and sighting.machine.affinity:
         return cpulist.format(sighting.machine.affinity)
-    if sighting.process is None and sighting.starter is not None and sighting.starter != claim.starter:
-        mask = process.allowed(node.root, sighting.starter.pid)
-        return cpulist.format(mask) if mask else ""
-    return claim.inherited
+    if sighting.process is not None or starter is None or starter == claim.starter:
+        return claim.inherited
+    steered = ledger.journal.get(ThreadAffinity(starter.pid, starter.start_ticks).key)
+    if steered is not None:
+        return steered.original  # the same task is starting another VM, too
+    mask = process.allowed(node.root, starter.pid)
+    return cpulist.format(mask) if mask else ""
 
 
-def _signature(wish: Request, policy: Policy) -> str:
-    """What a placement depends on; a claim with another signature is computed again."""
+def _signature(wish: Request, policy: Policy, offline: frozenset[int]) -> str:
+    """What a placement depends on; a claim with another signature is computed again.
+
+    offline: CPUs of `affinity` that are away at the moment.
+    """
     nodes = [
         [sorted(rule.cpus), rule.memory_mib, sorted(rule.host_nodes), rule.policy]
         for rule in wish.guest_nodes
@@ -200,7 +216,7 @@ def _signature(wish: Request, policy: Policy) -> str:
     return json.dumps(
         [
             wish.vm_class, wish.vcpus, wish.memory_mib, wish.affinity, wish.sockets, wish.cores, wish.smt,
-            wish.prefer, nodes, sorted(wish.device_nodes), wish.hugepage_mib, policy.cpus, policy.nodes,
+            wish.prefer, nodes, sorted(wish.device_nodes), wish.hugepage_mib, policy.cpus, policy.nodes, sorted(offline),
         ],
         separators=(",", ":"),
     )  # fmt: skip

@@ -155,3 +155,19 @@ def test_two_hundred_cycles_leave_nothing(host):
         host.start(100)
         host.stop(100)
     assert host.leftovers() == []
+
+
+def test_a_shared_vm_gets_its_room_back_when_the_dedicated_one_leaves(host):
+    host.settings('[vm.101]\nclass = "dedicated"\n')
+    host.started(100, cores=1)
+    host.started(101, cores=1)
+    assert host.masks(100) == ["0"]
+    host.stop(101)
+    host.hook(100, "pre-stop")
+    assert host.masks(100) == ["0-1"]
+
+
+def test_cpus_listed_for_housekeeping_are_kept_from_shared_vms(host):
+    host.settings('[node]\nhousekeeping = "0"\n')
+    host.started(100, cores=1)
+    assert host.masks(100) == ["1"]
