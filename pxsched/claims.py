@@ -216,7 +216,8 @@ def _signature(wish: Request, policy: Policy, offline: frozenset[int]) -> str:
     return json.dumps(
         [
             wish.vm_class, wish.vcpus, wish.memory_mib, wish.affinity, wish.sockets, wish.cores, wish.smt,
-            wish.prefer, nodes, sorted(wish.device_nodes), wish.hugepage_mib, policy.cpus, policy.nodes, sorted(offline),
+            wish.prefer, nodes, sorted(wish.device_nodes), wish.hugepage_mib, policy.cpus, policy.nodes,
+            sorted(offline),
         ],
         separators=(",", ":"),
     )  # fmt: skip
