@@ -46,9 +46,9 @@ class PciMachine:
             self.link(f"{directory}/physfn", f"../{physical}")
             self.link(f"sys/bus/pci/devices/{physical}/virtfn{index}", f"../{address}")
 
-    def vectors(self, address: str, numbers: Sequence[int], *, kind: str = "msix") -> None:
+    def vectors(self, address: str, numbers: Sequence[int], *, kind: str = "msix", first: int = 0) -> None:
         """The guest's driver enables these vectors of a passed-through device."""
-        for index, number in enumerate(numbers):
+        for index, number in enumerate(numbers, first):
             self.write(f"sys/bus/pci/devices/{address}/msi_irqs/{number}", "msix")
             self.interrupt(number, f"vfio-{kind}[{index}]({address})")
 
