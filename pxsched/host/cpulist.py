@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 
 from pxsched.errors import UserError
 
-# Far above NR_CPUS of any kernel (8192); keeps a hostile "0-999999999" from filling the memory.
+# Far above NR_CPUS of any kernel (8192); keeps a hostile "0-999999999", or "0-65535" a million times, from
+# filling the memory.
 MAX_CPU = 65535
 
 _PART = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9})/(\d{1,9}))?)?", re.ASCII)
@@ -25,6 +26,8 @@ def parse_ordered(text: str) -> tuple[int, ...]:
         part = part.strip()
         if part:
             cpus.extend(_expand(part, text))
+        if len(cpus) > MAX_CPU + 1:
+            raise UserError(f"bad CPU list {text[:80]!r}: more than {MAX_CPU + 1} CPUs")
     return tuple(cpus)
 
 

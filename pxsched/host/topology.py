@@ -227,6 +227,11 @@ def _index(groups: Iterable[frozenset[int]]) -> dict[int, int]:
     return {cpu: number for number, group in enumerate(groups) for cpu in group}
 
 
+def _whole_cores(cpus: Iterable[int], siblings: Mapping[int, frozenset[int]]) -> frozenset[int]:
+    """No package and no cache ends inside a core, whatever a damaged or truncated list says."""
+    return frozenset().union(*(siblings[cpu] for cpu in cpus))
+
+
 def _packages(root: Root, leaders: list[int], siblings: Mapping[int, frozenset[int]]) -> tuple[Package, ...]:
     """Packages by physical_package_id; 0 where it is missing or -1 (guests, some ARM machines)."""
     members: dict[int, set[int]] = {}
@@ -236,7 +241,7 @@ def _packages(root: Root, leaders: list[int], siblings: Mapping[int, frozenset[i
             continue
         number = _int(root.read(f"{CPU_DIR}/cpu{leader}/topology/physical_package_id"))
         together = _group(root, leader, *_PACKAGE_FILES) & siblings.keys()
-        group = (together | siblings[leader]) - seen
+        group = _whole_cores(together, siblings) - seen
         seen |= group
         members.setdefault(max(0, number or 0), set()).update(group)
     return tuple(Package(number, frozenset(cpus)) for number, cpus in sorted(members.items()))
@@ -259,7 +264,7 @@ def _l3s(
             (f"{index}/shared_cpu_list", cpulist.parse),
             (f"{index}/shared_cpu_map", cpulist.parse_mask),
         )
-        group = ((shared | siblings[leader]) & online) - seen
+        group = _whole_cores(shared & online, siblings) - seen
         size_bytes = _size_bytes(root.read(f"{CPU_DIR}/cpu{leader}/{index}/size"))
         found.append(L3(len(found), group, size_bytes))
         seen |= group
@@ -277,7 +282,7 @@ def _l3_index(root: Root, cpu: int) -> str | None:
 
 def _size_bytes(text: str | None) -> int | None:
     """A cache size such as "32768K"; None when absent or zero (unknown to the firmware)."""
-    match = re.fullmatch(r"(\d+)([KMG]?)", text or "", re.ASCII)
+    match = re.fullmatch(r"(\d{1,15})([KMG]?)", text or "", re.ASCII)
     size = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]] if match else 0
     return size or None
 
@@ -305,7 +310,7 @@ def _node(root: Root, number: int, numbers: list[int], online: frozenset[int]) -
 
 
 def _meminfo_bytes(text: str | None) -> int | None:
-    match = re.search(r"\bMemTotal:\s*(\d+) kB", text or "", re.ASCII)
+    match = re.search(r"\bMemTotal:\s*(\d{1,15}) kB", text or "", re.ASCII)
     return int(match[1]) * 1024 if match else None
 
 
@@ -326,12 +331,13 @@ def _kinds(
     siblings: Mapping[int, frozenset[int]],
     max_khz: Mapping[int, int | None],
 ) -> dict[int, CpuKind]:
-    """Performance and efficiency CPUs: Intel's two PMUs, else cpu_capacity, else frequency."""
+    """Performance and efficiency CPUs: Intel's PMUs, else cpu_capacity, else frequency."""
     performance = _parsed(cpulist.parse, root.read("sys/devices/cpu_core/cpus"))
     efficiency = _parsed(cpulist.parse, root.read("sys/devices/cpu_atom/cpus"))
     if performance and efficiency:
+        low_power = _parsed(cpulist.parse, root.read("sys/devices/cpu_lowpower/cpus")) or frozenset()
         kinds = dict.fromkeys(performance, CpuKind.PERFORMANCE)
-        return kinds | dict.fromkeys(efficiency, CpuKind.EFFICIENCY)
+        return kinds | dict.fromkeys(efficiency | low_power, CpuKind.EFFICIENCY)
     rating: Mapping[int, int | None] = max_khz
     if root.exists(f"{CPU_DIR}/cpu{leaders[0]}/cpu_capacity"):
         rating = {cpu: _int(root.read(f"{CPU_DIR}/cpu{cpu}/cpu_capacity")) for cpu in leaders}

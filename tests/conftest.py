@@ -1,0 +1,71 @@
+"""What all tests share: how many examples a property is tried with, and captured machines.
+
+A property test that asks for `effort` runs twice: with few examples always, with ten thousand as a slow test.
+"""
+
+import fcntl
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+HERE = Path(__file__).resolve().parent
+CORPORA = HERE.parent.parent / "shared" / "corpora"
+MANY = "ten thousand examples"
+
+_UNHURRIED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
+settings.register_profile("default", max_examples=60, deadline=None, suppress_health_check=_UNHURRIED)
+settings.register_profile("slow", max_examples=10_000, deadline=None, suppress_health_check=_UNHURRIED)
+settings.load_profile("default")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "effort" in metafunc.fixturenames:
+        metafunc.parametrize("effort", ["a few examples", pytest.param(MANY, marks=pytest.mark.slow)])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    callspec = getattr(item, "callspec", None)
+    many = callspec is not None and callspec.params.get("effort") == MANY
+    settings.load_profile("slow" if many else "default")
+
+
+@pytest.fixture(scope="session")
+def corpora() -> Path:
+    """Machines, configurations and tables that may not be copied here."""
+    if not CORPORA.is_dir():
+        pytest.skip("the corpora (../shared/corpora) are not on this machine")
+    return CORPORA
+
+
+@pytest.fixture(scope="session")
+def topologies(corpora: Path, request: pytest.FixtureRequest) -> Path:
+    """The directory of all captured machines: NAME/root and NAME/expected.json.
+
+    It is kept in pytest's cache: these are 180,000 files.
+    """
+    archive = corpora / "topologies.tar.xz"
+    directory = Path(request.config.cache.mkdir("topologies"))
+    ready = directory / "unpacked-from"
+    stamp = f"{archive.stat().st_size} {archive.stat().st_mtime_ns}"
+    with open(directory.parent / "topologies.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two runs at once unpack once
+        if not ready.exists() or ready.read_text() != stamp:
+            shutil.rmtree(directory)
+            directory.mkdir()
+            subprocess.run(["tar", "-xJf", archive, "-C", directory], check=True)
+            ready.write_text(stamp)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The few captured machines of tests/data, shaped as those of `topologies`."""
+    directory = tmp_path_factory.mktemp("machines")
+    subprocess.run(["tar", "-xJf", HERE / "data" / "machines.tar.xz", "-C", directory], check=True)
+    yield directory
+    shutil.rmtree(directory)
