@@ -116,24 +116,39 @@ check_python() {
         die "Python 3.11 or newer is needed: Debian 12 (Proxmox VE 8) or later"
 }
 
+python_packages='python3-filelock python3-proxmoxer python3-psutil python3-pyroute2 python3-requests'
+
+# A virtual environment that sees Debian's Python packages where they serve, else with copies of its own.
+environment() {
+    log "making $1"
+    "$python" -m venv --clear --without-pip --system-site-packages "$1"
+    # shellcheck disable=SC2086
+    has_modules "$1/bin/python" || { is_root && apt_install $python_packages; } || true
+    has_modules "$1/bin/python" || private_copies "$1"
+}
+
+private_copies() {
+    require_packages /usr/share/python-wheels:python3-venv
+    log "put private copies of the Python packages into $1"
+    "$python" -m venv --clear "$1"
+    requirements=$("$python" -c 'import sys, tomllib
+print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"], "requests")' pyproject.toml)
+    # shellcheck disable=SC2086
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check $requirements
+}
+
 # --- the demo --------------------------------------------------------------------------------------------
 
 demo() {
-    require_packages python3:python3 /usr/share/python-wheels:python3-venv \
-        qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio zstd:zstd xz:xz-utils taskset:util-linux
+    require_packages python3:python3 qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio \
+        zstd:zstd xz:xz-utils taskset:util-linux
     check_python
+    # The guest's kernel is downloaded by name, for which apt must know what there is.
+    apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || ! is_root || [ -n "$dry_run" ] || apt-get -q update
     venv=$here/.venv
     [ -w "$here" ] || venv=${XDG_CACHE_HOME:-$HOME/.cache}/pxsched/venv
     [ -z "$dry_run" ] || { log "would make $venv and run the demo"; return 0; }
-    if ! has_modules "$venv/bin/python"; then
-        log "making $venv"
-        rm -rf "$venv"
-        "$python" -m venv "$venv"
-        requirements=$("$python" -c 'import sys, tomllib
-print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"])' pyproject.toml)
-        # shellcheck disable=SC2086
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check $requirements
-    fi
+    has_modules "$venv/bin/python" || environment "$venv"
     PYTHONPATH=$here exec "$venv/bin/python" -m pxsched sandbox demo
 }
 
@@ -158,22 +173,11 @@ check_node() {
 
 # Debian's Python packages where they serve, else our own copies in the prefix.
 dependencies() {
-    packages='python3-filelock python3-proxmoxer python3-psutil python3-pyroute2 python3-requests'
     # shellcheck disable=SC2086
     { has_modules "$python" && "$python" -I -c 'import requests' 2>/dev/null; } ||
-        step "install Debian packages: $packages" apt_install $packages ||
+        step "install Debian packages: $python_packages" apt_install $python_packages ||
         log "Debian's packages cannot be had; going on with private copies"
-    [ -n "$dry_run" ] || has_modules "$python" || has_modules "$prefix/bin/python" || private_copies
-}
-
-private_copies() {
-    require_packages /usr/share/python-wheels:python3-venv
-    log "put private copies of the Python packages into $prefix"
-    "$python" -m venv --clear "$prefix"
-    requirements=$("$python" -c 'import sys, tomllib
-print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"], "requests")' pyproject.toml)
-    # shellcheck disable=SC2086
-    "$prefix/bin/python" -m pip install --quiet --disable-pip-version-check $requirements
+    [ -n "$dry_run" ] || has_modules "$python" || has_modules "$prefix/bin/python" || private_copies "$prefix"
 }
 
 # The program: a virtual environment without pip that sees Debian's packages. It is put together under another
