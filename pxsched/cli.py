@@ -20,6 +20,7 @@ AREAS = {
     "plan": "pxsched.commands.reading",
     "status": "pxsched.commands.reading",
     "simulate": "pxsched.commands.placing",
+    "report": "pxsched.commands.reporting",
     "hook": "pxsched.commands.running",
     "restore": "pxsched.commands.running",
     "enable": "pxsched.optin.commands",
