@@ -36,6 +36,24 @@ def set_property(root: Root, unit: str, name: str, value: str) -> None:
     call(root, "set-property", "--runtime", "--", unit, f"{name}={value}")
 
 
+def forget_property(root: Root, unit: str, name: str) -> None:
+    """Takes a property away, and with it the file that would go on to say that it is empty.
+
+    Raises NoSuchUnit and OSError.
+    """
+    set_property(root, unit, name, "")
+    path = drop_in(root, unit, name)
+    if path is None:
+        return
+    os.unlink(root.path(path))
+    try:
+        os.rmdir(os.path.dirname(root.path(path)))
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:  # other properties keep theirs
+            raise
+    reload(root)
+
+
 def reload(root: Root) -> None:
     """Has all unit files read again. Raises OSError."""
     call(root, "daemon-reload")
@@ -45,20 +63,6 @@ def drop_in(root: Root, unit: str, name: str) -> str | None:
     """The file in which `set_property` keeps a property of the unit, if there is one."""
     candidates = (f"{directory}/{unit}.d/50-{name}.conf" for directory in _DROPIN_DIRS)
     return next((path for path in candidates if root.exists(path)), None)
-
-
-def remove_drop_in(root: Root, unit: str, name: str) -> bool:
-    """Removes the file that `set_property` left; systemd notices at its next reload. Raises OSError."""
-    path = drop_in(root, unit, name)
-    if path is None:
-        return False
-    os.unlink(root.path(path))
-    try:
-        os.rmdir(os.path.dirname(root.path(path)))
-    except OSError as error:
-        if error.errno != errno.ENOTEMPTY:  # other properties keep theirs
-            raise
-    return True
 
 
 def call(root: Root, *arguments: str) -> None:

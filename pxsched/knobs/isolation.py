@@ -64,7 +64,7 @@ class _HostCpus(Knob):
             raise ValueError(f"{self.name[:40]!r} is none of {', '.join(self.names)}")
 
     def read(self, root: Root) -> str:
-        if not cgroup.exists(root, self.name):
+        if not self._exists(root):
             raise Gone(self.key)
         try:
             return cpulist.format(cgroup.effective_cpus(root, self.name))
@@ -76,7 +76,7 @@ class _HostCpus(Knob):
         return Original(configured, self._bare(root), cgroup.self_bound(root, self.name)).dumps()
 
     def write(self, root: Root, value: str) -> None:
-        if not cgroup.exists(root, self.name):
+        if not self._exists(root):
             raise Gone(self.key)
         before = cgroup.self_bound(root, self.name)
         narrow = cgroup.effective_cpus(root, self.name)
@@ -88,6 +88,9 @@ class _HostCpus(Knob):
         back = loads(want)
         return cpulist.parse(now) == cpulist.parse(want if back is None else back.cpus)
 
+    def _exists(self, root: Root) -> bool:
+        return cgroup.exists(root, self.name)
+
     def _bare(self, root: Root) -> bool:
         return True
 
@@ -98,19 +101,23 @@ class _HostCpus(Knob):
 
 @dataclass(frozen=True, slots=True)
 class SliceCpus(_HostCpus):
-    """A systemd unit, by its runtime property."""
+    """A systemd unit, by its runtime property; systemd has no cpusets on cgroup v1."""
 
     kind: ClassVar[str] = "slice"
     names: ClassVar[tuple[str, ...]] = UNITS
+
+    def _exists(self, root: Root) -> bool:
+        return cgroup.version(root) is cgroup.Version.V2 and cgroup.exists(root, self.name)
 
     def _bare(self, root: Root) -> bool:
         return systemd.drop_in(root, self.name, _PROPERTY) is None
 
     def _set(self, root: Root, cpus: str, *, bare: bool) -> None:
         with _as_knob(self.key):
-            systemd.set_property(root, self.name, _PROPERTY, cpus)
-            if bare and systemd.remove_drop_in(root, self.name, _PROPERTY):
-                systemd.reload(root)
+            if bare and not cpus:
+                systemd.forget_property(root, self.name, _PROPERTY)
+            else:
+                systemd.set_property(root, self.name, _PROPERTY, cpus)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ class MemoryNodes(Knob):
 
     def write(self, root: Root, value: str) -> None:
         with _as_knob(self.key):
-            systemd.set_property(root, f"{self.vmid}.scope", "AllowedMemoryNodes", value)
+            _set(root, self.vmid, "AllowedMemoryNodes", value)
 
     def same(self, now: str, want: str) -> bool:
         return cpulist.parse(now) == cpulist.parse(want)
@@ -117,7 +117,7 @@ class Partition(Knob):
             file.write(root, f"{base}/cpuset.cpus.partition", "member")
             file.write(root, f"{base}/cpuset.cpus.exclusive", "")
         with _as_knob(self.key):
-            systemd.set_property(root, f"{self.vmid}.scope", "AllowedCPUs", value)
+            _set(root, self.vmid, "AllowedCPUs", value)
             if not value:
                 _offer(root, frozenset())
                 return
@@ -132,6 +132,13 @@ class Partition(Knob):
         if not cgroup.exists(root, group):
             raise Gone(self.key)
         return cgroup.path(root, group)
+
+
+def _set(root: Root, vmid: int, name: str, value: str) -> None:
+    if value:
+        systemd.set_property(root, f"{vmid}.scope", name, value)
+    else:
+        systemd.forget_property(root, f"{vmid}.scope", name)
 
 
 def _offer(root: Root, more: frozenset[int]) -> None:

@@ -13,7 +13,7 @@ from pxsched.knobs.scope import Partition
 from pxsched.ledger import NODE, Claim, State
 from pxsched.placement.request import VmClass
 from pxsched.plugins.view import HostView, Setting, VmView
-from pxsched.policy import Isolation, NodeSettings
+from pxsched.policy import Isolation
 
 NAME = "isolation"
 
@@ -21,30 +21,33 @@ NAME = "isolation"
 def of_node(host: HostView) -> Iterator[Setting]:
     if host.node.isolation is not Isolation.SLICES:
         return
-    left = host_cpus(host)
-    if left == host.topology.online:
+    if not _taken(host):
         return
+    left = host.topology.online - _taken(host) or host.housekeeping & host.topology.online
+    if not left:
+        return  # a slice is never left without CPUs
     knobs: list[Knob] = [*map(SliceCpus, UNITS), *map(GroupCpus, GROUPS)]
     for knob in knobs:
         yield Setting(knob, cpulist.format(left), NODE, NAME)
 
 
 def of_vm(vm: VmView, host: HostView) -> Iterator[Setting]:
-    if in_partition(vm.claim, host.node) and host_cpus(host) != host.topology.online:
+    if in_partition(vm.claim, host):
         cpus = vm.claim.placement.cpus & host.topology.online
         yield Setting(Partition(vm.vmid), cpulist.format(cpus), vm.vmid, NAME)
 
 
-def in_partition(claim: Claim, node: NodeSettings) -> bool:
+def in_partition(claim: Claim, host: HostView) -> bool:
     """Whether the VM's scope has its CPUs to itself, so that all its threads have to live on them."""
-    return node.isolation is Isolation.PARTITION and _isolated(claim)
+    if host.node.isolation is not Isolation.PARTITION or not _isolated(claim):
+        return False
+    return bool(host.topology.online - _taken(host))  # partitions never take the host's last CPU
 
 
-def host_cpus(host: HostView) -> frozenset[int]:
-    """The CPUs left to host tasks: all, if the VMs would otherwise leave none."""
-    online = host.topology.online
-    taken = frozenset().union(*(claim.placement.cpus for claim in host.claims.values() if _isolated(claim)))
-    return online - taken or host.housekeeping & online or online
+def _taken(host: HostView) -> frozenset[int]:
+    """The CPUs that host tasks have to leave."""
+    own = (claim.placement.cpus for claim in host.claims.values() if _isolated(claim))
+    return frozenset().union(*own) & host.topology.online
 
 
 def _isolated(claim: Claim) -> bool:

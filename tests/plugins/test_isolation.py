@@ -1,0 +1,262 @@
+"""Host tasks leave dedicated CPUs while their VMs run: on a generated tree, and in this machine's cpusets."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from pxsched.guest.process import Role, Thread
+from pxsched.host import cgroup, cpulist
+from pxsched.knobs import isolation as knobs
+from pxsched.knobs import knob
+from pxsched.knobs.isolation import GroupCpus, SliceCpus
+from pxsched.knobs.knob import Gone
+from pxsched.ledger import NODE, Ledger, State
+from pxsched.placement.request import VmClass
+from pxsched.plugins import emulator, isolation
+from pxsched.policy import Isolation, NodeSettings
+from pxsched.reconcile import reconcile
+from pxsched.root import Root
+
+SLICES = NodeSettings(isolation=Isolation.SLICES)
+PARTITION = NodeSettings(isolation=Isolation.PARTITION)
+KEYS = ["slice:system.slice", "slice:user.slice", "slice:init.scope", "cgroup:lxc"]
+
+
+def wants(views, *claims, settings=SLICES):
+    return views.wants(isolation.of_node(views.host(*claims, settings=settings)))
+
+
+# What is wanted
+
+
+def test_nothing_is_done_unless_the_admin_asks_for_it(views):
+    assert wants(views, views.claim(100, "2-3"), settings=NodeSettings()) == {}
+
+
+def test_all_host_tasks_and_containers_leave_dedicated_cpus(views):
+    claims = views.claim(100, "2-3"), views.claim(101, "6")
+    assert wants(views, *claims) == dict.fromkeys(KEYS, "0-1,4-5,7")
+
+
+def test_without_dedicated_vms_every_slice_is_as_it_was(views):
+    assert wants(views, views.claim(100, "2-3", VmClass.SHARED), views.claim(101, "4", VmClass.PINNED)) == {}
+
+
+def test_a_vm_that_does_not_want_isolation_gets_none(views):
+    assert wants(views, views.claim(100, "2-3", isolation=False)) == {}
+
+
+def test_while_a_vm_starts_its_cpus_are_still_the_hosts(views):
+    """The task that starts QEMU is steered onto them for its memory."""
+    assert wants(views, views.claim(100, "2-3", state=State.STARTING)) == {}
+
+
+def test_no_slice_is_ever_left_without_cpus(views):
+    assert wants(views, views.claim(100, "0-7")) == dict.fromkeys(KEYS, "0")  # housekeeping
+
+
+# The knobs, with a stand-in for systemd
+
+
+@pytest.fixture
+def settle(tree, views, fake_systemd):
+    tree.put("run/pxsched/.keep", "")
+    ledger = Ledger()
+
+    def act(*claims):
+        host = views.host(*claims, settings=SLICES)
+        return reconcile(tree.root, ledger, isolation.of_node(host), [NODE])
+
+    act.ledger = ledger
+    return act
+
+
+def effective(tree) -> dict[str, str]:
+    groups = ("system.slice", "user.slice", "init.scope", "lxc")
+    return {group: tree.get(f"sys/fs/cgroup/{group}/cpuset.cpus.effective") for group in groups}
+
+
+def configured(tree, group: str) -> str:
+    return tree.get(f"sys/fs/cgroup/{group}/cpuset.cpus")
+
+
+def test_slices_are_narrowed_through_systemd_and_containers_by_their_file(tree, views, settle, fake_systemd):
+    settle(views.claim(100, "2-3"))
+    assert [call[-2:] for call in fake_systemd.calls] == [
+        (unit, "AllowedCPUs=0-1,4-7") for unit in ("system.slice", "user.slice", "init.scope")
+    ]
+    assert configured(tree, "lxc") == "0-1,4-7"
+
+
+def test_slices_widen_as_vms_stop_and_nothing_stays_behind(tree, views, settle, fake_systemd):
+    before = tree.content()
+    settle(views.claim(100, "2-3"), views.claim(101, "4"))
+    settle(views.claim(101, "4"))
+    assert configured(tree, "system.slice") == "0-3,5-7"
+    settle()
+    assert tree.content() == before
+    assert fake_systemd.calls[-1] == ("daemon-reload",), "systemd forgets the drop-ins"
+    assert not settle.ledger.journal
+
+
+def test_what_the_admin_had_configured_comes_back(tree, views, settle, fake_systemd):
+    fake_systemd.call(tree.root, "set-property", "user.slice", "AllowedCPUs=0-5")
+    before = tree.content()
+    settle(views.claim(100, "2-3"))
+    settle()
+    assert tree.content() == before
+    assert configured(tree, "user.slice") == "0-5"
+
+
+def test_the_set_in_force_counts_not_the_one_asked_for(tree, views, settle):
+    """A cpuset silently falls back to its parent's."""
+    claim = views.claim(100, "2-3")
+    settle(claim)
+    tree.put("sys/fs/cgroup/system.slice/cpuset.cpus.effective", "0-7")
+    assert [turn.key for turn in settle(claim).turned] == ["slice:system.slice"]
+
+
+def test_a_node_without_containers_has_nothing_to_narrow_there(tree, views, settle):
+    for path in (tree.base / "sys/fs/cgroup/lxc").iterdir():
+        path.unlink()
+    (tree.base / "sys/fs/cgroup/lxc").rmdir()
+    assert settle(views.claim(100, "2-3")).failed == []
+    assert sorted(settle.ledger.journal) == sorted(KEYS[:3])
+
+
+def test_without_cgroup_v2_slices_are_left_alone(tree):
+    os.unlink(tree.base / "sys/fs/cgroup/cgroup.controllers")
+    with pytest.raises(Gone):
+        SliceCpus("system.slice").read(tree.root)
+
+
+@pytest.mark.parametrize("key", ["slice:../../etc", "slice:ssh.service", "cgroup:qemu.slice", "cgroup:"])
+def test_a_journal_cannot_name_other_groups(key):
+    with pytest.raises(ValueError):
+        knob.from_key(key)
+
+
+def test_the_original_names_tasks_that_bound_themselves(tree):
+    tree.put("sys/fs/cgroup/system.slice/cgroup.threads", "31\n32")
+    for tid, cpus in (31, "0-7"), (32, "2,5"):
+        tree.put(f"proc/{tid}/stat", f"{tid} (x) S " + " ".join(str(field) for field in range(4, 53)))
+        tree.put(f"proc/{tid}/status", f"Cpus_allowed_list:\t{cpus}")
+    original = knobs.loads(SliceCpus("system.slice").original(tree.root))
+    assert [(task.tid, cpulist.format(task.cpus)) for task in original.tasks] == [(32, "2,5")]
+    assert (original.cpus, original.bare) == ("", True)
+
+
+# A partition of its own
+
+
+def test_a_partition_is_wanted_for_each_dedicated_vm(views):
+    vm = views.vm(views.claim(100, "2-3"))
+    host = views.host(vm.claim, settings=PARTITION)
+    assert views.wants(isolation.of_vm(vm, host)) == {"partition:100": "2-3"}
+    assert views.wants(isolation.of_node(host)) == {}
+    assert views.wants(isolation.of_vm(vm, views.host(vm.claim, settings=SLICES))) == {}
+
+
+def test_no_partition_takes_the_hosts_last_cpu(views):
+    vm = views.vm(views.claim(100, "0-7"))
+    assert views.wants(isolation.of_vm(vm, views.host(vm.claim, settings=PARTITION))) == {}
+
+
+def test_in_a_partition_the_emulator_lives_on_the_vms_cpus(views):
+    vm = views.vm(views.claim(100, "2-3"), threads=(Thread(31, 1, "kvm", Role.EMULATOR),))
+    inside, outside = (views.host(vm.claim, settings=settings) for settings in (PARTITION, SLICES))
+    assert views.wants(emulator.of_vm(vm, inside)) == {"affinity:31,1": "2-3"}
+    assert views.wants(emulator.of_vm(vm, outside)) == {"affinity:31,1": "0"}
+
+
+# Real cpusets and real tasks
+
+
+@pytest.fixture
+def containers():
+    """A real group called lxc, as Proxmox has it for its containers."""
+    root = Root("/")
+    cpus = os.sched_getaffinity(0)
+    if len(cpus) < 2:
+        pytest.skip("needs two CPUs")
+    if cgroup.version(root) is None:
+        pytest.skip("no cpuset controller")
+    path = Path(root.path(cgroup.path(root, "lxc")))
+    if path.exists():
+        pytest.skip("this machine has containers")
+    try:
+        path.mkdir()
+    except OSError as error:
+        pytest.skip(f"cgroups cannot be made here: {error}")
+    try:
+        if cgroup.version(root) is cgroup.Version.V1:
+            (path / "cpuset.mems").write_text(cpulist.format(cgroup.effective_nodes(root, "")))
+            (path / "cpuset.cpus").write_text(cpulist.format(cpus))
+        elif not (path / "cpuset.cpus").exists():
+            pytest.skip("the cpuset controller is not handed down")
+        yield path
+    finally:
+        for tid in (path / "cgroup.procs").read_text().split():
+            os.kill(int(tid), 9)
+        deadline = time.monotonic() + 10
+        while (path / "cgroup.procs").read_text() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        path.rmdir()
+
+
+def test_real_tasks_leave_and_come_back_and_keep_the_masks_they_chose(containers):
+    root, group = Root("/"), GroupCpus("lxc")
+    cpus = sorted(cgroup.effective_cpus(root, "lxc"))
+    first, last = cpus[0], cpus[-1]
+    masks = {"floating": set(cpus), "on the first": {first}, "on the last": {last}}
+    tasks = {}
+    with subprocess.Popen(["sleep", "60"]) as a, subprocess.Popen(["sleep", "60"]) as b, \
+         subprocess.Popen(["sleep", "60"]) as c:  # fmt: skip
+        for child, name in zip((a, b, c), masks, strict=True):
+            (containers / "cgroup.procs").write_text(str(child.pid))
+            os.sched_setaffinity(child.pid, masks[name])
+            tasks[name] = child.pid
+
+        def now() -> dict[str, set[int]]:
+            return {name: os.sched_getaffinity(tid) for name, tid in tasks.items()}
+
+        before = (containers / "cpuset.cpus").read_text()
+        original = group.original(root)
+        group.write(root, str(first))
+        assert group.read(root) == str(first)
+        assert now() == {name: {first} for name in masks}
+        group.write(root, original)
+        assert (containers / "cpuset.cpus").read_text() == before
+        assert now() == masks
+        for child in (a, b, c):
+            child.kill()
+
+
+def test_what_an_old_kernel_forgot_is_given_back(containers):
+    """Before Linux 6.2 changing the set overwrites the tasks' masks, as is done here by hand."""
+    root, group = Root("/"), GroupCpus("lxc")
+    cpus = sorted(cgroup.effective_cpus(root, "lxc"))
+    with subprocess.Popen(["sleep", "60"]) as child:
+        (containers / "cgroup.procs").write_text(str(child.pid))
+        os.sched_setaffinity(child.pid, {cpus[-1]})
+        original = group.original(root)
+        group.write(root, str(cpus[0]))
+        os.sched_setaffinity(child.pid, cpus)
+        assert os.sched_getaffinity(child.pid) == {cpus[0]}
+        group.write(root, original)
+        assert os.sched_getaffinity(child.pid) == {cpus[-1]}
+        child.kill()
+
+
+def test_a_task_that_chose_anew_meanwhile_keeps_its_choice():
+    task = cgroup.Task(31, 1, frozenset((2, 5)))
+    anew = cgroup.Task(31, 1, frozenset((0,)))
+    narrow = frozenset((0, 1, 5))
+    chosen = knobs._chosen
+    assert chosen([anew], [task], narrow) == [anew]
+    assert chosen([cgroup.Task(31, 1, frozenset((5,)))], [task], narrow) == [task]
+    assert chosen([], [task], narrow) == [task]
+    assert chosen([anew], [], narrow) == [anew]
