@@ -11,7 +11,7 @@ from functools import cached_property
 
 from pxsched.host.topology import CpuKind, Topology
 
-NO_NODE = -1  # CPUs that no NUMA node claims; never shown
+NO_NODE = 1 << 30  # of CPUs that no NUMA node claims; comes after all nodes, never shown
 
 
 def mask_of(cpus: Iterable[int]) -> int:
@@ -94,7 +94,7 @@ class Machine:
     def memory_node(self) -> dict[int, int]:
         """For each node with CPUs, where its memory is: itself, or the nearest node that has memory."""
         lenders = [node.id for node in self.topology.nodes if node.memory_bytes != 0]
-        bare = {node.id for node in self.topology.nodes if node.memory_bytes == 0}
+        bare = {node.id for node in self.topology.nodes if node.memory_bytes == 0} | {NO_NODE}
         return {
             node: min(lenders, key=lambda other: (self.topology.distance(node, other), other))
             if node in bare and lenders
