@@ -22,6 +22,8 @@ AREAS = {
     "simulate": "pxsched.commands.placing",
     "report": "pxsched.commands.reporting",
     "hook": "pxsched.commands.running",
+    "tick": "pxsched.commands.running",
+    "watch": "pxsched.commands.running",
     "restore": "pxsched.commands.running",
     "enable": "pxsched.optin.commands",
     "disable": "pxsched.optin.commands",

@@ -11,6 +11,11 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
                   example="pxsched hook 100 post-start")  # fmt: skip
     command.add_argument("vm", metavar="VMID")
     command.add_argument("phase", metavar="PHASE")
+    add(commands, "tick", run_tick, "look at all VMs once and put right what is not, as the timer does",
+        example="pxsched tick")  # fmt: skip
+    command = add(commands, "watch", run_watch, "do what `tick` does, again and again, in one process",
+                  example="pxsched watch --period 1")  # fmt: skip
+    command.add_argument("--period", metavar="SECONDS", type=_period, default=10.0, help="0.1 to 3600")
     command = add(commands, "restore", run_restore, "put every value back that pxsched has changed",
                   example="pxsched restore --all")  # fmt: skip
     command.add_argument("--all", action="store_true", required=True, help="of all VMs and of the node")
@@ -22,6 +27,30 @@ def run_hook(options: argparse.Namespace) -> int:
     from pxsched import hook
 
     return hook.main([options.vm, options.phase], {**os.environ, "PXSCHED_ROOT": options.root.base})
+
+
+def run_tick(options: argparse.Namespace) -> int:
+    from pxsched import tick
+
+    try:
+        tick.report(tick.tick(options.root))
+    except tick.Busy:
+        return Exit.DONE  # the other pass does the work
+    return Exit.DONE
+
+
+def run_watch(options: argparse.Namespace) -> int:
+    from pxsched import tick
+
+    tick.watch(options.root, options.period)
+    return Exit.DONE
+
+
+def _period(text: str) -> float:
+    period_s = float(text)
+    if not 0.1 <= period_s <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 0.1 to 3600 seconds")
+    return period_s
 
 
 def run_restore(options: argparse.Namespace) -> int:

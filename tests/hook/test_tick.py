@@ -1,0 +1,66 @@
+"""The timer's pass finds what no hook tells: late starts, drift, vanished and hot-plugged things."""
+
+import os
+import signal
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not {0, 1} <= os.sched_getaffinity(0), reason="needs CPUs 0 and 1")
+
+
+def test_a_pass_with_nothing_to_do_says_nothing(host):
+    host.started(100, cores=2, affinity="1,0")
+    assert host.pxsched("tick").stdout == ""
+
+
+def test_a_vm_that_was_running_before_us_is_placed(host):
+    host.sandbox.qm("create", 100, cores=2, memory=32, affinity="1,0")
+    host.start(100)
+    host.sandbox.qm("set", 100, hookscript="local:snippets/pxsched")
+    assert "placed VM 100" in host.pxsched("tick").stdout
+    assert host.masks(100) == ["1", "0"]
+
+
+def test_a_thread_that_somebody_else_moved_is_put_right_and_the_drift_is_counted(host):
+    host.started(100, cores=2, affinity="1,0")
+    os.sched_setaffinity(host.sandbox.vcpus(100)[0], {0})
+    assert "turned 1 knobs, 1 of them again" in host.pxsched("tick").stdout
+    assert host.masks(100) == ["1", "0"]
+    assert [knob["drifts"] for knob in host.status()["knobs"] if knob["drifts"]] == [1]
+
+
+def test_a_hot_plugged_vcpu_is_placed(host):
+    host.create(100, cores=2, vcpus=1, affinity="1,0", hotplug="cpu")
+    host.start(100)
+    host.sandbox.qm("set", 100, vcpus=2)
+    host.pxsched("tick")
+    assert host.masks(100) == ["1", "0"]
+
+
+def test_a_lost_post_stop_is_made_up_for(host):
+    host.started(100, cores=2, affinity="1,0")
+    host.sandbox.qm("set", 100, "--delete", "hookscript")
+    os.kill(host.sandbox.pid(100), signal.SIGKILL)
+    while host.sandbox.pid(100):
+        pass
+    host.pxsched("tick")
+    assert host.status()["vms"] == []
+
+
+def test_a_vm_that_opted_out_is_put_back_while_it_runs(host):
+    host.create(100, cores=2)
+    host.settings('[vm.100]\ncpus = "1"\n')
+    host.start(100)
+    assert host.masks(100) == ["1", "1"]
+    host.sandbox.qm("set", 100, "--delete", "hookscript")
+    host.pxsched("tick")
+    assert host.masks(100) == ["0-1", "0-1"]
+
+
+def test_a_vm_whose_configuration_cannot_be_read_keeps_what_it_has(host):
+    host.started(100, cores=2, affinity="1,0")
+    path = f"{host.sandbox.root}/etc/pve/nodes/sandbox/qemu-server/100.conf"
+    os.rename(path, f"{path}.away")
+    host.pxsched("tick")
+    assert host.masks(100) == ["1", "0"]
+    os.rename(f"{path}.away", path)
