@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""Four rules over the same guests, loads and host: pxsched, Proxmox's, the pairwise one, and none.
+
+    python3 bench/memory.py TRACES [--hours 24] [--guests 30]
+
+TRACES: the directory with bitbrains-rnd/ and google-cpu-mem/. Writes a table to the standard output.
+"""
+
+import argparse
+import csv
+import gzip
+import random
+import sys
+from bisect import bisect_right
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pxsched.balance.simulate_memory import (
+    KERNEL_PART,
+    Coordinator,
+    Guest,
+    Host,
+    Pairwise,
+    Proxmox,
+    copies,
+    nothing,
+)
+from pxsched.policy import NodeSettings
+
+RULES = ("pxsched", "Proxmox", "pairwise", "none")
+
+
+class Trace:
+    """Need over time, as recorded: it holds from one sample to the next."""
+
+    def __init__(self, times, needs):
+        self.times, self.needs = times, needs
+
+    def __call__(self, now_s):
+        return self.needs[max(0, bisect_right(self.times, now_s) - 1)]
+
+
+def bitbrains(folder, number, hours, start_h, rng):
+    """VMs of 2 GiB and more that were on: need is the memory the hypervisor saw in use."""
+    rows = {}
+    begin, end = start_h * 3600, (start_h + hours) * 3600
+    with gzip.open(folder / "bitbrains-rnd" / "rnd-2013-7-week1.csv.gz", "rt") as file:
+        for row in csv.DictReader(file):
+            t = float(row["t_s"])
+            if begin <= t < end:
+                rows.setdefault(row["vm"], []).append(
+                    (t - begin, float(row["mem_prov_kB"]) / 1024, float(row["mem_used_kB"]) / 1024)
+                )
+    found = [
+        (max(mib for _, mib, _ in samples), samples)
+        for samples in rows.values()
+        if len(samples) > hours * 10 and min(mib for _, mib, _ in samples) >= 2048
+    ]
+    rng.shuffle(found)
+    return [
+        (size, Trace([t for t, _, _ in samples], [min(used, 0.9 * size) for _, _, used in samples]))
+        for size, samples in found[:number]
+    ]
+
+
+def google(folder, number, hours, rng):
+    """VMs of 4 GiB each; need is their per cent of it."""
+    rows = {}
+    with gzip.open(folder / "google-cpu-mem" / "vms.csv.gz", "rt") as file:
+        for row in csv.DictReader(file):
+            rows.setdefault(row["vm"], []).append(float(row["mem_pct"]))
+    names = sorted(rows)
+    rng.shuffle(names)
+    size = 4096.0
+    return [
+        (
+            size,
+            Trace(
+                [300.0 * step for step in range(len(rows[name]))],
+                [min(0.9, p / 100) * size for p in rows[name]],
+            ),
+        )
+        for name in names[:number]
+    ]
+
+
+def guests_of(loads, capacity_mib):
+    """At first everyone has the part of the host that its size is of all sizes."""
+    total = sum(size for size, _ in loads)
+    return [
+        Guest(
+            100 + number,
+            minimum(size),
+            int(size),
+            load,
+            actual_mib=min(size, size / total * capacity_mib),
+        )
+        for number, (size, load) in enumerate(loads)
+    ]
+
+
+def needed(loads, now_s):
+    """What everyone needs at one time, the least that no guest starves with included."""
+    needs = [(load(now_s) + KERNEL_PART * size, minimum(size)) for size, load in loads]
+    return sum(max(least, need + 150, need / 0.95) for need, least in needs)
+
+
+def minimum(size):
+    return max(256, int(size / 16))
+
+
+def run(name, guests, total_mib, reserve_mib, hours):
+    settings = NodeSettings(reserved_mib=int(reserve_mib))
+    rule = {
+        "pxsched": Coordinator(settings),
+        # Its goal is a part of the host's memory: the same reserve for everyone.
+        "Proxmox": Proxmox(goal=1 - reserve_mib / total_mib),
+        "pairwise": Pairwise(),
+        "none": nothing,
+    }[name]
+    guests = copies(guests)
+    if name == "Proxmox":
+        for guest in guests:
+            guest.actual_mib = guest.minimum_mib  # as it starts them
+    host = Host(guests, total_mib, rule)
+    for _ in range(int(hours * 360)):
+        host.tick()
+    return host.tally
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("traces", type=Path)
+    parser.add_argument("--hours", type=float, default=24)
+    parser.add_argument("--guests", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    sets = {
+        "BitBrains, day 2": bitbrains(options.traces, options.guests, options.hours, 24, rng),
+        "BitBrains, day 5": bitbrains(options.traces, options.guests, options.hours, 96, rng),
+        "Google": google(options.traces, options.guests, options.hours, rng),
+    }
+    print(
+        "| loads | host | rule | starved, min | wasted, GiB | fairness of slack | traffic, GiB | "
+        "below need | swapped, GiB |"
+    )
+    print("|---|---|---|---:|---:|---:|---:|---:|---:|")
+    for name, loads in sets.items():
+        sizes = sum(size for size, _ in loads)
+        peak = max(needed(loads, 300.0 * step) for step in range(int(options.hours * 12)))
+        for part in (1.0, 1.25):
+            capacity = peak * part / 0.95
+            reserve = 0.05 * capacity
+            guests = guests_of(loads, capacity - reserve)
+            for rule in RULES:
+                tally = run(rule, guests, capacity, reserve, options.hours)
+                machine = f"{capacity / 1024:.0f} GiB for {sizes / 1024:.0f}"
+                print(
+                    f"| {name} | {machine} | {rule} | {tally.starved_minutes:.0f} | "
+                    f"{tally.wasted_gib:.2f} | {tally.mean_fairness:.3f} | {tally.traffic_gib:.0f} | "
+                    f"{tally.below_need} | {tally.swapped_gib:.1f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

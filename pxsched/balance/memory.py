@@ -1,0 +1,300 @@
+"""The memory coordinator: balloon targets that keep every guest's unused memory within bounds, fairly.
+
+What a guest needs is what it uses, by its own statistics (virtio's total and available memory), rising at
+once and falling slowly. All guests get the same part of the way between starved and wasteful, weighted by
+their shares, as far as the host's memory goes; below that, all give up the same part of what they could.
+Memory is given in one step and taken in steps that the guest is seen to follow. Pure: the state between
+passes is a value.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from pxsched.balance.balloon import (
+    BalloonTarget,
+    Guest,
+    Host,
+    Outcome,
+    Record,
+    Standing,
+    State,
+    Stats,
+)
+from pxsched.policy import NodeSettings, Policy
+
+# How long a fallen need still counts for 37 % of its height, and how old statistics may be.
+FALL_S = 180.0
+STALE_S = 15.0
+# No guest is asked to go below what it uses and this much.
+FLOOR_MIB, FLOOR_PART = 64, 0.03
+# Where between starved (0) and wasteful (1) everyone is put when there is enough for all.
+AIM = 0.85
+# What a guest is first asked to give up in a second; twice as much each time it followed, half when it did
+# not within FOLLOW_S.
+PACE_MIB, PACE_PART, SLOWEST, FASTEST = 24.0, 0.005, 0.125, 8.0
+FOLLOW_S = 30.0
+# So much faster while the host or a starving guest waits for it.
+HURRY = 4.0
+# This part of all guests' memory is kept at hand for whoever starves next.
+READY_PART = 0.05
+# Less than this is not worth a balloon's movement.
+_SMALL_MIB, _SMALL_PART = 16, 0.01
+# A guest that swaps or reads its programs back from disk has too little, whatever it says is available.
+_SWAP_MIB_S, _FAULTS_S = 0.25, 100.0
+# With this much of the time lost to memory stalls (full avg10, per cent) the host keeps a twentieth more.
+_PRESSURE, _PRESSED_PART = 5.0, 0.05
+
+
+def targets(
+    guests: Iterable[Guest], host: Host, state: State, settings: NodeSettings, now_s: float
+) -> Outcome:
+    """The balloon targets of one pass; guests that are to stay as they are get none."""
+    skipped: dict[int, str] = {}
+    standings: dict[int, Standing] = {}
+    records: dict[int, Record] = {}
+    for guest in guests:
+        known = state.guests.get(guest.vmid)
+        known = known if known is not None and known.start == guest.start else None
+        reason = _why_not(guest)
+        if reason or guest.stats is None:
+            skipped[guest.vmid] = reason
+            if known is not None and not guest.excluded:
+                records[guest.vmid] = known  # left at its last value
+            continue
+        standings[guest.vmid] = standing = _standing(guest, guest.stats, known, now_s)
+        records[guest.vmid] = _remember(standing, guest.stats, known, now_s)
+    reserve = settings.reserved_mib + (_PRESSED_PART * host.total_mib if host.stalled > _PRESSURE else 0.0)
+    found = _decide(list(standings.values()), records, host, reserve, settings, now_s)
+    for told in found:
+        records[told.vmid] = replace(records[told.vmid], target_mib=told.target_mib, set_s=now_s)
+    return Outcome(tuple(found), skipped, State(records), standings)
+
+
+def _why_not(guest: Guest) -> str:
+    if guest.excluded:
+        return guest.excluded
+    if guest.minimum_mib >= guest.maximum_mib:
+        return "its `balloon` minimum leaves nothing to move"
+    if guest.stats is None:
+        return "it gives no statistics: no balloon driver, or not yet"
+    if guest.stats.age_s > STALE_S:
+        return f"its statistics are {guest.stats.age_s:.0f} s old: left at its last value"
+    return ""
+
+
+def _standing(guest: Guest, stats: Stats, known: Record | None, now_s: float) -> Standing:
+    # A balloon lowers the guest's total; what firmware and kernel keep for themselves is used as well.
+    total = min(stats.total_mib, guest.actual_mib)
+    kept = min(max(0.0, guest.actual_mib - stats.total_mib), guest.maximum_mib / 16)
+    used = max(0.0, total - stats.available_mib) + kept
+    need, elapsed, losing = used, 10.0, False
+    if known is not None and now_s > known.at_s:
+        elapsed = now_s - known.at_s
+        need = max(used, used + (known.need_mib - used) * math.exp(-elapsed / FALL_S))
+        swapped = (stats.swapped_mib - known.swapped_mib) / elapsed
+        faults = (stats.major_faults - known.major_faults) / elapsed
+        losing = swapped > _SWAP_MIB_S or faults > _FAULTS_S
+    floor = max(FLOOR_MIB, FLOOR_PART * guest.actual_mib)
+    if losing:
+        # Whatever it says is available, it is not.
+        used = max(used, guest.actual_mib - floor)
+        need = max(need, used)
+    # What a guest needs beyond all it has cannot be seen: by halves, so that a few passes reach it.
+    unseen = guest.actual_mib / 2 if losing or guest.actual_mib - used < floor / 2 else 0.0
+    low, high = bounds(guest.policy, used + unseen)
+    lasting = bounds(guest.policy, need + unseen)[1]
+    least = used + floor
+    low, high, lasting, least = (
+        min(guest.maximum_mib, max(guest.minimum_mib, size)) for size in (low, high, lasting, least)
+    )
+    return Standing(guest, used, need, low, high, lasting, min(least, low), losing, elapsed)
+
+
+def bounds(policy: Policy, used_mib: float) -> tuple[float, float]:
+    """The sizes below which a guest that uses so much starves, and above which it wastes."""
+    low = max(used_mib + policy.starved_mib, used_mib / (1 - min(90.0, policy.starved_percent) / 100))
+    high = max(used_mib + policy.wasteful_mib, used_mib / (1 - min(95.0, policy.wasteful_percent) / 100))
+    return low, max(low, high)
+
+
+def _remember(standing: Standing, stats: Stats, known: Record | None, now_s: float) -> Record:
+    """The record with this pass's statistics, and what the guest's obedience says of its pace."""
+    start, actual = standing.guest.start, standing.guest.actual_mib
+    if known is None:
+        known = Record(start, now_s, standing.need_mib)
+    pace, target = known.pace, known.target_mib
+    if target is not None and actual > target + _small(actual) and now_s - known.set_s > FOLLOW_S:
+        # It will not get there; it is no longer asked to, and next time more gently.
+        pace, target = max(SLOWEST, pace / 2), math.ceil(actual)
+    return Record(
+        start,
+        now_s,
+        standing.need_mib,
+        stats.swapped_mib,
+        stats.major_faults,
+        target,
+        known.set_s,
+        pace,
+    )
+
+
+def _small(size: float) -> float:
+    return max(_SMALL_MIB, _SMALL_PART * size)
+
+
+def _decide(
+    standings: Sequence[Standing],
+    records: dict[int, Record],
+    host: Host,
+    reserve: float,
+    settings: NodeSettings,
+    now_s: float,
+) -> list[BalloonTarget]:
+    if not standings:
+        return []
+    sizes = _fair_sizes(standings, host, reserve)
+    # What guests were given and have not touched yet is as good as gone.
+    untouched = sum(one.guest.actual_mib - _held(one) for one in standings)
+    headroom = host.available_mib - reserve - untouched
+    slacks = [one.slack for one in standings]
+    mean = sum(slacks) / len(slacks)
+    spread = settings.deviation * math.sqrt(sum((slack - mean) ** 2 for slack in slacks) / len(slacks))
+    wanting: list[tuple[Standing, float]] = []
+    for one in standings:
+        growth = sizes[one.guest.vmid] - one.guest.actual_mib
+        poor = one.slack < mean - spread and one.guest.actual_mib < one.high_mib
+        if growth > _small(one.guest.actual_mib) and (one.starving or (poor and growth < headroom)):
+            wanting.append((one, growth))
+    coming = sum(_coming(one, records[one.guest.vmid]) for one in standings)
+    ready = READY_PART * (host.available_mib + sum(_held(one) for one in standings))
+    missing = sum(growth for _, growth in wanting) + ready - headroom - coming
+    found = []
+    for one, size in _givers(standings, sizes, missing, missing > ready):
+        told = _shrink(one, size, records, now_s, HURRY if missing > ready else 1.0)
+        found += [told] if told else []
+    return [*_grow(wanting, headroom, reserve), *found]
+
+
+def _coming(one: Standing, record: Record) -> float:
+    """What the guest was asked for and has not given yet."""
+    return 0.0 if record.target_mib is None else max(0.0, one.guest.actual_mib - record.target_mib)
+
+
+def _givers(
+    standings: Sequence[Standing], sizes: Mapping[int, float], missing: float, pressed: bool
+) -> list[tuple[Standing, float]]:
+    """Who is to shrink, and to what: who wastes in any case; while memory is missing, everyone the same part
+    of what it has beyond its fair size, those above their upper bound first.
+    """
+    goal = {one.guest.vmid: one.guest.actual_mib for one in standings}
+    for one in standings:
+        if one.wasteful:
+            goal[one.guest.vmid] = max(sizes[one.guest.vmid], one.lasting_mib)
+            missing -= one.guest.actual_mib - goal[one.guest.vmid]
+    rich = [one for one in standings if one.guest.actual_mib > one.high_mib + 1]
+    for group in (rich, standings) if pressed else (rich,):
+        spare = {one.guest.vmid: max(0.0, goal[one.guest.vmid] - sizes[one.guest.vmid]) for one in group}
+        total = sum(spare.values())
+        part = min(1.0, max(0.0, missing) / total) if total > 0 else 0.0
+        for vmid, excess in spare.items():
+            goal[vmid] -= part * excess
+        missing -= part * total
+    return [(one, goal[one.guest.vmid]) for one in standings if goal[one.guest.vmid] < one.guest.actual_mib]
+
+
+def _fair_sizes(standings: Sequence[Standing], host: Host, reserve: float) -> dict[int, float]:
+    """Everyone's size at the fill that the host's memory allows, and a NUMA node's for those bound to it."""
+    budget = sum(_held(one) for one in standings) + host.available_mib - reserve
+    fill = _fill(standings, budget)
+    fills = {one.guest.vmid: fill for one in standings}
+    for nodes in {one.guest.nodes for one in standings if one.guest.nodes}:
+        if not nodes <= host.nodes_mib.keys():
+            continue
+        bound = [one for one in standings if one.guest.nodes == nodes]
+        available = sum(host.nodes_mib[node] for node in nodes)
+        part = reserve * len(nodes) / len(host.nodes_mib)
+        local = _fill(bound, sum(_held(one) for one in bound) + available - part)
+        fills |= {one.guest.vmid: min(fill, local) for one in bound}
+    if min(fills.values()) < fill:
+        # What a full node cannot use is there for the others.
+        rest = [one for one in standings if fills[one.guest.vmid] == fill]
+        mean = _mean_shares(standings)
+        spent = sum(one.at(fills[one.guest.vmid], mean) for one in standings if one not in rest)
+        fills |= {one.guest.vmid: _fill(rest, budget - spent) for one in rest}
+    mean = _mean_shares(standings)
+    return {one.guest.vmid: one.at(fills[one.guest.vmid], mean) for one in standings}
+
+
+def _held(standing: Standing) -> float:
+    """Host memory the guest holds; what it never touched is still the host's to give only once."""
+    resident = standing.guest.resident_mib
+    return standing.guest.actual_mib if resident is None else min(resident, standing.guest.actual_mib)
+
+
+def _mean_shares(standings: Sequence[Standing]) -> float:
+    return sum(one.guest.shares or 1000 for one in standings) / len(standings)
+
+
+def _fill(standings: Sequence[Standing], budget: float) -> float:
+    """The highest fill, up to the aim, at which everyone together fits the budget."""
+    mean = _mean_shares(standings) if standings else 1.0
+
+    def total(fill: float) -> float:
+        return sum(one.at(fill, mean) for one in standings)
+
+    if total(AIM) <= budget:
+        return AIM
+    # A guest of few shares reaches its least at -1 x its part of the shares: -64 is beyond everyone.
+    low, high = -64.0, AIM
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if total(middle) <= budget else (low, middle)
+    return low
+
+
+def _grow(wanting: Sequence[tuple[Standing, float]], headroom: float, reserve: float) -> list[BalloonTarget]:
+    """The starving first, all at once; if the host has not enough now, each the same part of what it lacks.
+
+    Half of the host's reserve may go to the starving for the moment it takes the others to shrink.
+    """
+    starving = [pair for pair in wanting if pair[0].starving]
+    others = [pair for pair in wanting if not pair[0].starving]
+    found: list[BalloonTarget] = []
+    left = max(0.0, headroom + reserve / 2)
+    for group in (starving, others):
+        wanted = sum(growth for _, growth in group)
+        part = min(1.0, left / wanted) if wanted > 0 else 0.0
+        for one, growth in group:
+            size = one.guest.actual_mib + growth * part
+            if growth * part >= _SMALL_MIB / 2:
+                found.append(BalloonTarget(one.guest.vmid, int(size), _why(one, "gets more")))
+        left = max(0.0, min(left - wanted, headroom - wanted))
+    return found
+
+
+def _shrink(
+    one: Standing, size: float, records: dict[int, Record], now_s: float, hurry: float
+) -> BalloonTarget | None:
+    """A step down, when the guest has done the one before and is not hurt by it."""
+    vmid, actual = one.guest.vmid, one.guest.actual_mib
+    record = records[vmid]
+    if one.losing:
+        return None
+    if record.target_mib is not None and actual > record.target_mib + _small(actual):
+        return None  # still on its way
+    if record.target_mib is not None and now_s - record.set_s < FOLLOW_S:
+        record = records[vmid] = replace(record, pace=min(FASTEST, record.pace * 2))
+    step = hurry * record.pace * max(PACE_MIB, PACE_PART * actual) * min(10.0, max(0.5, one.elapsed_s))
+    target = max(size, one.least_mib, actual - step, one.guest.minimum_mib)
+    if target > actual - _small(actual):
+        return None
+    return BalloonTarget(vmid, math.ceil(target), _why(one, "gives some of it up"))
+
+
+def _why(one: Standing, what: str) -> str:
+    unused = max(0.0, one.guest.actual_mib - one.used_mib)
+    state = "starves" if one.starving else "has more than it needs" if one.wasteful else "stands out"
+    return (
+        f"VM {one.guest.vmid} {state} with {unused:.0f} of {one.guest.actual_mib:.0f} MiB unused and {what}"
+    )
