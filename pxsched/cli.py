@@ -37,6 +37,10 @@ AREAS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0 done, 1 refused or failed with one line on stderr, 2 usage."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions (Debian: python3-argcomplete)
+        import argcomplete
+
+        argcomplete.autocomplete(parser())
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser(_command(words)).parse_args(words)
     try:
