@@ -20,7 +20,10 @@ from pathlib import Path
 from pxsched.errors import UserError
 
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
-_MODULES = ("virtio_pci", "virtio_balloon", "evdev", "button")
+_CLOUD = "boot/vmlinuz-*-cloud-amd64"
+_ANY = "boot/vmlinuz-*-amd64"
+_BALLOON = "virtio_balloon"
+_MODULES = ("virtio_pci", _BALLOON, "evdev", "button")
 _DIRECTORIES = ("bin", "proc", "sys", "dev", "hold", "modules", "etc", "etc/acpi", "etc/acpi/PWRF")
 _SCRIPTS = {
     "burn": '#!/bin/sh\necho $$ >"$1/cgroup.procs"\nwhile :; do :; done\n',
@@ -59,22 +62,31 @@ def files() -> tuple[str, str]:
 
 
 def _kernel() -> Kernel:
+    """The cloud kernel, installed or kept; else downloaded; else, without a network, any of Debian's."""
     kept = cache() / "kernel"
-    found = list(_kernels(Path("/"))) or list(_kernels(kept))
+    found = [*_kernels(kept, _CLOUD), *_kernels(Path("/"), _CLOUD)]
     if not found:
-        _unpack(_dependency(KERNEL_PACKAGE), kept)
-        found = list(_kernels(kept))
+        try:
+            _unpack(_dependency(KERNEL_PACKAGE), kept)
+        except UserError:
+            found = list(_kernels(Path("/"), _ANY))
+            if not found:
+                raise
+        else:
+            found = list(_kernels(kept, _CLOUD))
     if not found:
         raise UserError(f"{KERNEL_PACKAGE}: no kernel with readable modules in it")
     return found[-1]
 
 
-def _kernels(root: Path) -> Iterator[Kernel]:
-    """The cloud kernels below a root whose modules we can read."""
-    for image in sorted(root.glob("boot/vmlinuz-*-cloud-amd64")):
-        modules = root / "lib/modules" / image.name.removeprefix("vmlinuz-")
-        if os.access(image, os.R_OK) and _module_files(modules).keys() >= set(_MODULES):
-            yield Kernel(image, modules)
+def _kernels(root: Path, pattern: str) -> Iterator[Kernel]:
+    """The kernels below a root whose modules we can read, oldest first."""
+    for image in sorted(root.glob(pattern)):
+        for place in ("usr/lib/modules", "lib/modules"):
+            modules = root / place / image.name.removeprefix("vmlinuz-")
+            if os.access(image, os.R_OK) and _BALLOON in _module_files(modules):
+                yield Kernel(image, modules)
+                break
 
 
 def _module_files(modules: Path) -> dict[str, Path]:
