@@ -13,6 +13,7 @@ from pxsched.guest import config
 from pxsched.guest.process import VMID
 from pxsched.host import cpulist, topology
 from pxsched.host.topology import Topology
+from pxsched.knobs.knob import from_key
 from pxsched.ledger import NODE, Claim, Entry
 from pxsched.planning import Plan
 from pxsched.root import Root
@@ -160,7 +161,7 @@ def run_status(options: argparse.Namespace) -> int:
     }
     if options.vm is not None and not claims and not entries:
         raise UserError(f"VM {options.vm} holds nothing", hint="is it running, and opted in?")
-    states = {key: planning.now(options.root, key) for key in entries}
+    states = {key: _now(options.root, key, entry) for key, entry in entries.items()}
     if options.json:
         print_json(
             {
@@ -177,6 +178,13 @@ def run_status(options: argparse.Namespace) -> int:
         print(f"warning: {warning}")
     print(text.status(claims, entries, states))
     return Exit.DONE
+
+
+def _now(root: Root, key: str, entry: Entry) -> str | None:
+    """The knob's value; the wanted one where the kernel merely writes it differently (masks, flags)."""
+    now = planning.now(root, key)
+    same = now is not None and from_key(key).same(now, entry.wanted)
+    return entry.wanted if same else now
 
 
 def _status_document(root: Root, claim: Claim) -> dict[str, Any]:
