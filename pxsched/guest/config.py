@@ -16,7 +16,9 @@ MAX_MIB = 1 << 32
 
 _SECTION = re.compile(r"\[(.*)\]\s*")
 _SNAPSHOT = re.compile(r"[a-z][a-z0-9_-]+", re.IGNORECASE | re.ASCII)
-_OPTION = re.compile(r"([a-z][a-z_-]*\d*):\s*(.+?)\s*", re.ASCII)
+# Five digits are more than any option has; greedy to the last character that is no space, as trying shorter
+# values first takes quadratic time on a tenant's line of a megabyte of spaces.
+_OPTION = re.compile(r"([a-z][a-z_-]*\d{0,5}):\s*(\S(?:.*\S)?|(?<=\s))\s*", re.ASCII)
 _TRUE = ("1", "on", "yes", "true")
 _FALSE = ("0", "off", "no", "false")
 _BDF = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})(?:\.([0-7]))?", re.IGNORECASE | re.ASCII)

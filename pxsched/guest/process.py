@@ -86,7 +86,7 @@ def threads(root: Root, process: Process) -> tuple[Thread, ...]:
     found = []
     for name in root.list(f"proc/{process.pid}/task"):
         stat = _stat(root, f"proc/{process.pid}/task/{name}/stat")
-        if stat is not None:
+        if stat is not None and name.isdecimal():
             found.append(_named(int(name), stat, process.pid))
     if not any(thread.role is Role.VHOST for thread in found) and _kernel(root) < (6, 4):
         found.extend(_kernel_workers(root, process.pid))
@@ -130,7 +130,7 @@ def _stat(root: Root, path: str) -> _Stat | None:
     """proc(5): the name stands in parentheses and may itself hold any character."""
     head, _, tail = (root.read(path) or "").rpartition(")")
     after = tail.split()
-    if len(after) < 20:
+    if len(after) < 20 or not after[19].isdecimal():
         return None
     return _Stat(head.partition("(")[2], after[0], int(after[19]))
 
