@@ -15,7 +15,7 @@ from pxsched.placement import explanation, memory
 from pxsched.placement.fixed import emulator
 from pxsched.placement.kinds import Variant, variants
 from pxsched.placement.layout import Part, assignments, deal, parts_of, unevenness, units
-from pxsched.placement.machine import NO_NODE, Machine, bits, machine_of, mask_of, remoteness
+from pxsched.placement.machine import Machine, bits, machine_of, mask_of, remoteness
 from pxsched.placement.occupancy import Occupancy, occupancy, offered
 from pxsched.placement.request import Holding, Host, Placement, Refused, Request, VmClass
 from pxsched.placement.supply import Fill, Stock, fill, stocks_of, usable_for
@@ -340,7 +340,7 @@ def _answer(host: Host, search: Search, found: list[Candidate], request: Request
     vcpus = tuple(frozenset((cpu,)) for cpu in chosen.vcpus)
     own = frozenset(chosen.vcpus)
     bound = frozenset().union(*(guest.host_nodes for guest in request.guest_nodes))
-    nodes = frozenset(search.machine.memory_node[node] for node in chosen.nodes if node != NO_NODE) | (
+    nodes = memory.memory_nodes(search.machine, host, request, chosen.nodes) | (
         bound & host.topology.node_by_id.keys()
     )
 

@@ -92,18 +92,25 @@ class Machine:
 
     @cached_property
     def memory_node(self) -> dict[int, int]:
-        """For each node with CPUs, where its memory is: itself, or the nearest node that has memory."""
-        lenders = [node.id for node in self.topology.nodes if node.memory_bytes != 0]
+        """For each node with CPUs, where its memory is: itself, or the nearest node that lends it some."""
+        distance = self.topology.distance
         bare = {node.id for node in self.topology.nodes if node.memory_bytes == 0} | {NO_NODE}
         return {
-            node: min(lenders, key=lambda other: (self.topology.distance(node, other), other))
-            if node in bare and lenders
+            node: min(self.lenders, key=lambda other: (distance(node, other), other), default=node)
+            if node in bare
             else node
             for node in self.nodes
         }
 
+    @cached_property
+    def lenders(self) -> tuple[int, ...]:
+        """The nodes whose memory serves CPUs on nodes without any: those without CPUs, else all others."""
+        memory = [node.id for node in self.topology.nodes if node.memory_bytes != 0]
+        return tuple(node for node in memory if node not in self.cpus) or tuple(memory)
 
-_known: dict[int, tuple[weakref.ref[Topology], Machine]] = {}
+
+_Known = dict[int, tuple[weakref.ref[Topology], Machine]]
+_known: _Known = {}
 
 
 def machine_of(topology: Topology) -> Machine:
@@ -113,7 +120,11 @@ def machine_of(topology: Topology) -> Machine:
         return entry[1]
     machine = _build(topology)
     key = id(topology)
-    _known[key] = (weakref.ref(topology, lambda _: _known.pop(key, None) and None), machine)
+
+    def forget(_: weakref.ref[Topology], known: _Known = _known) -> None:
+        known.pop(key, None)  # by an argument, for at the interpreter's end globals are gone
+
+    _known[key] = (weakref.ref(topology, forget), machine)
     return machine
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 
-from pxsched.placement.machine import Machine
+from pxsched.placement.machine import NO_NODE, Machine
 from pxsched.placement.request import Host, Request
 
 UNLIMITED = math.inf
@@ -13,19 +13,37 @@ def free_memory(machine: Machine, host: Host, request: Request) -> dict[int, flo
     """MiB that each node with CPUs can give this VM; unlimited where nothing is known. Where huge pages are
     known of some nodes and sizes, the others have none.
 
-    A node without memory of its own is not limited here: the kernel serves it from its neighbours.
+    A node without memory of its own can give what the nodes without CPUs have.
     """
-    size_mib = request.hugepage_mib
-    lender = machine.memory_node
-    free: dict[int, float] = {}
-    for node in machine.nodes:
-        if size_mib is not None and host.free_hugepages_mib:
-            free[node] = host.free_hugepages_mib.get((lender[node], size_mib), 0)
-        elif size_mib is not None or lender[node] != node:
-            free[node] = UNLIMITED
-        else:
-            free[node] = host.free_mib.get(node, UNLIMITED)
-    return free
+    lent = sum(_free_on(host, request, node) for node in machine.lenders)
+    return {
+        node: _free_on(host, request, node) if machine.memory_node[node] == node else lent
+        for node in machine.nodes
+    }
+
+
+def _free_on(host: Host, request: Request, node: int) -> float:
+    if request.hugepage_mib is None:
+        return host.free_mib.get(node, UNLIMITED)
+    if host.free_hugepages_mib:
+        return host.free_hugepages_mib.get((node, request.hugepage_mib), 0)
+    return UNLIMITED
+
+
+def memory_nodes(machine: Machine, host: Host, request: Request, nodes: Iterable[int]) -> frozenset[int]:
+    """The nodes that a VM with CPUs on `nodes` has its memory on: the same, or those that lend to them, the
+    nearest first and as many as it takes.
+    """
+    own = [node for node in nodes if node != NO_NODE]
+    found = {machine.memory_node[node] for node in own}
+    bare = [node for node in own if machine.memory_node[node] != node]
+    if bare:
+        distance = machine.topology.distance
+        for lender in sorted(machine.lenders, key=lambda node: (distance(bare[0], node), node)):
+            if sum(_free_on(host, request, node) for node in found) >= request.memory_mib:
+                break
+            found.add(lender)
+    return frozenset(found)
 
 
 def divide(memory_mib: int, nodes: Iterable[int], free: Mapping[int, float]) -> dict[int, int]:

@@ -10,7 +10,7 @@ from pxsched.placement.occupancy import Occupancy
 def in_the_way(
     occupied: Occupancy, places: Iterable[tuple[str, int, int]], needed: int
 ) -> tuple[str, list[int], int] | None:
-    """The place that fewest VMs keep from offering `needed` CPUs, those VMs, and how many CPUs they have there.
+    """The place that fewest VMs keep from offering `needed` CPUs, those VMs, and their CPUs there.
 
     places: name, CPUs that could be had were it empty, CPUs that can be had now.
     """

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pxsched.placement import explanation, memory
 from pxsched.placement.kinds import variants
-from pxsched.placement.machine import NO_NODE, Machine, machine_of, mask_of, remoteness, set_of
+from pxsched.placement.machine import Machine, machine_of, mask_of, remoteness, set_of
 from pxsched.placement.occupancy import Float, Occupancy, demand_of, occupancy, offered
 from pxsched.placement.request import Holding, Host, Placement, Refused, Request, VmClass
 
@@ -56,7 +56,7 @@ def place_shared(host: Host, holdings: Sequence[Holding], request: Request) -> P
     best = min(homes, key=lambda home: home.score)
     chosen = _kept(homes, best, request) or best
     cpus = set_of(chosen.mask)
-    nodes = frozenset(machine.memory_node[node] for node in chosen.nodes if node != NO_NODE)
+    nodes = memory.memory_nodes(machine, host, request, chosen.nodes)
     why = explanation.shared(machine, occupied, homes, chosen, request)
     return Placement(request.vmid, VmClass.SHARED, (cpus,) * request.vcpus, cpus, nodes, why)
 

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pxsched.placement.housekeeping import host_of
-from pxsched.placement.machine import machine_of
 from pxsched.placement.memory import divide
 from pxsched.placement.request import Holding, Host, Refused, Request, VmClass
 from pxsched.placement.search import place, rehome
@@ -55,7 +54,7 @@ class Ledger:
         assert answer.nodes <= self.topology.node_by_id.keys()
         assert answer.cpus <= self.topology.online - self.topology.isolated
         assert answer.emulator and answer.emulator <= self.topology.online
-        if self.topology.nodes_of(answer.cpus):
+        if all(self.topology.cpus[cpu].node is not None for cpu in self.topology.online):
             assert self.memory_of(host, answer.nodes) >= request.memory_mib
         if request.vm_class is VmClass.DEDICATED:
             self.check_dedicated(host, request, answer)
@@ -115,7 +114,9 @@ class Ledger:
         if any(holding.vm_class is VmClass.SHARED for holding in self.running.values()):
             # It may still be refused because shared VMs would have nothing left.
             left = self.topology.online - self.topology.isolated - self.owned().keys()
-            return len(left) > 2 * machine_of(self.topology).threads * request.vcpus
+            return (
+                len(left) > 2 * max(len(cpu.siblings) for cpu in self.topology.cpus.values()) * request.vcpus
+            )
         return True
 
     def shared_memory_reachable(self, host: Host, request: Request) -> bool:
@@ -125,9 +126,10 @@ class Ledger:
         )
 
     def node_memory(self, host: Host, node: int) -> float:
-        if machine_of(self.topology).memory_node.get(node, node) != node:
-            return float("inf")
-        return host.free_mib.get(node, float("inf"))
+        if self.topology.node_by_id[node].memory_bytes != 0:
+            return host.free_mib.get(node, float("inf"))
+        lenders = [one.id for one in self.topology.nodes if not one.cpus and one.memory_bytes != 0]
+        return sum(host.free_mib.get(lender, float("inf")) for lender in lenders)
 
     def check_dedicated(self, host: Host, request: Request, answer) -> None:
         topology = self.topology
@@ -150,7 +152,8 @@ class Ledger:
             memory = sum(self.node_memory(host, node) for node in nodes)
             return sum(capacity[node] for node in nodes) >= request.vcpus and memory >= request.memory_mib
 
-        spanned = len(answer.nodes)
+        bare = any(node.cpus and node.memory_bytes == 0 for node in self.topology.nodes)
+        spanned = len(self.topology.nodes_of(answer.cpus) if bare else answer.nodes)
         if spanned > 1:
             eligible = [n for n in capacity if capacity[n] or self.node_memory(host, n)]
             assert not any(holds(nodes) for nodes in combinations(eligible, spanned - 1)), "rule 2"
