@@ -167,6 +167,8 @@ def _claim(node: Node, ledger: Ledger, wish: Request, sighting: Sighting, policy
         weight=wish.weight,
         hookscript=sighting.machine.hookscript if sighting.machine else "",
         since_ns=claim.since_ns if claim.process in (None, sighting.process) else ledgers.now_ns(),
+        # Another process has another balloon.
+        balloon_mib=claim.balloon_mib if claim.process == sighting.process else None,
     )
     return moved
 

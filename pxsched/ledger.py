@@ -44,6 +44,7 @@ class Claim:
     source: the node a migrating VM comes from. hookscript: the VM's option when it was placed.
     memory_mib: its configured size.
     since_ns: boot time of the claim. load: measured demand in CPUs, None before it was measured.
+    balloon_mib: what its guest was told to keep, None when nothing.
     """
 
     placement: Placement
@@ -59,6 +60,7 @@ class Claim:
     weight: int = 100
     since_ns: int = 0
     load: float | None = None
+    balloon_mib: int | None = None
 
     @property
     def vmid(self) -> int:
@@ -223,6 +225,7 @@ def _claim_out(claim: Claim) -> dict[str, Any]:
         "weight": claim.weight,
         "since_ns": claim.since_ns,
         "load": claim.load,
+        "balloon_mib": claim.balloon_mib,
     }
 
 
@@ -249,6 +252,7 @@ def _claim_in(vmid: int, body: Mapping[str, Any]) -> Claim:
         weight=body["weight"],
         since_ns=body["since_ns"],
         load=body["load"],
+        balloon_mib=body.get("balloon_mib"),
     )
 
 

@@ -75,6 +75,7 @@ KINDS = {
     "irqbalance-irq": "pxsched.knobs.irqbalance:InterruptBan",
     "irqbalance-cpus": "pxsched.knobs.irqbalance:CpuBan",
     "nic-queue": "pxsched.knobs.nic:QueueMask",
+    "balloon": "pxsched.knobs.balloon:Balloon",
 }
 
 

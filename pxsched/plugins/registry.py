@@ -21,6 +21,7 @@ OF_VM: dict[str, Callable[[VmView], Any]] = {
     "nic": lambda vm: vm.taps,
     "isolation": lambda vm: vm.claim.placement.vm_class is VmClass.DEDICATED,
     "latency": lambda vm: vm.claim.policy.fifo,
+    "balloon": lambda vm: vm.claim.balloon_mib,
 }
 # Plugin -> whether the node has.
 OF_NODE: dict[str, Callable[[HostView], Any]] = {

@@ -1,0 +1,124 @@
+"""Balloons by QMP: what guests say of their memory, and what they are told to keep.
+
+Rules: QEMU's virtio-balloon (`guest-stats` of the device Proxmox calls balloon0, `query-balloon`, `balloon`).
+Statistics come from the guest: every number is bounded by what the VM was given, and none is trusted.
+"""
+
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pxsched.guest.qmp import Json, Qmp, QmpError, QmpProtocol
+from pxsched.root import Root
+
+DEVICE = "/machine/peripheral/balloon0"
+MIB = 1 << 20
+# Proxmox sets it at each start; a guest started without it is asked to.
+POLLING_S = 2
+# So many guests are asked at the same time; each conversation is a few milliseconds of waiting.
+_AT_ONCE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """actual_mib: what the balloon leaves the guest. The rest is None or 0 where it has said nothing yet.
+
+    age_s: how old the statistics are; None without any.
+    """
+
+    actual_mib: float
+    total_mib: float = 0.0
+    available_mib: float = 0.0
+    swapped_mib: float = 0.0
+    major_faults: int = 0
+    age_s: float | None = None
+
+
+def read_all(root: Root, vmids: Iterable[int], *, patience_s: float) -> dict[int, Reading | str]:
+    """What every guest says, or why it could not be asked. All are asked at once, within one deadline."""
+    waiting = sorted(vmids)
+    found: dict[int, Reading | str] = dict.fromkeys(waiting, "QEMU does not answer")
+    deadline = time.monotonic() + patience_s
+    lock = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                if not waiting:
+                    return
+                vmid = waiting.pop(0)
+            left = deadline - time.monotonic()
+            answer = read(root, vmid, patience_s=left) if left > 0 else "there was no time to ask"
+            with lock:
+                found[vmid] = answer
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(min(_AT_ONCE, len(waiting)))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(max(0.0, deadline + 0.1 - time.monotonic()))
+    with lock:
+        waiting.clear()
+        return dict(found)
+
+
+def read(root: Root, vmid: int, *, patience_s: float) -> Reading | str:
+    """One guest's balloon, or why there is nothing to say of it."""
+    try:
+        with Qmp(root, vmid, patience_s=patience_s) as qmp:
+            actual = _actual_bytes(qmp.execute("query-balloon"))
+            stats = qmp.execute("qom-get", {"path": DEVICE, "property": "guest-stats"})
+            reading = _reading(actual, stats, time.time())
+            if reading.age_s is None:
+                polling: dict[str, Json] = {"property": "guest-stats-polling-interval", "value": POLLING_S}
+                qmp.execute("qom-set", {"path": DEVICE, **polling})
+            return reading
+    except QmpError as error:
+        return str(error)
+
+
+def actual_mib(root: Root, vmid: int, *, patience_s: float) -> int:
+    """What the balloon leaves the guest now. Raises QmpError."""
+    with Qmp(root, vmid, patience_s=patience_s) as qmp:
+        return _actual_bytes(qmp.execute("query-balloon")) // MIB
+
+
+def set_target(root: Root, vmid: int, target_mib: int, *, patience_s: float) -> None:
+    """Tells the guest how much to keep; it follows in its own time. Raises QmpError."""
+    with Qmp(root, vmid, patience_s=patience_s) as qmp:
+        qmp.execute("balloon", {"value": int(target_mib) * MIB})
+
+
+def _actual_bytes(answer: Json) -> int:
+    actual = answer.get("actual") if isinstance(answer, dict) else None
+    if type(actual) is not int or not 0 < actual < 1 << 60:
+        raise QmpProtocol("query-balloon: no size")
+    return actual
+
+
+def _reading(actual_bytes: int, answer: Json, now_s: float) -> Reading:
+    """The statistics as far as they make sense; QEMU gives 2^64 - 1 or -1 for what the guest did not say."""
+    actual = actual_bytes / MIB
+    stats = answer.get("stats") if isinstance(answer, dict) else None
+    updated = answer.get("last-update") if isinstance(answer, dict) else None
+    if not isinstance(stats, dict) or type(updated) is not int or updated <= 0:
+        return Reading(actual)
+    total, available = _bytes(stats, "stat-total-memory"), _bytes(stats, "stat-available-memory")
+    if total is None or available is None:
+        return Reading(actual)
+    swapped = sum(_bytes(stats, name) or 0 for name in ("stat-swap-in", "stat-swap-out"))
+    return Reading(
+        actual,
+        total / MIB,
+        min(total, available) / MIB,
+        swapped / MIB,
+        _bytes(stats, "stat-major-faults") or 0,
+        # A clock that was set back makes them as old as they were made young.
+        abs(now_s - updated),
+    )
+
+
+def _bytes(stats: Mapping[str, Json], name: str) -> int | None:
+    value = stats.get(name)
+    return value if type(value) is int and 0 <= value < 1 << 60 else None

@@ -1,0 +1,218 @@
+"""What threads ran and waited, what `cpulimit` held back, and how short the host is of memory.
+
+Rules: Documentation/scheduler/sched-stats.rst (/proc/PID/schedstat: ns on a CPU, ns runnable but waiting),
+cgroup-v2.rst (cpu.stat, PSI files), Documentation/accounting/psi.rst, OpenZFS arcstats.
+
+A fast `watch` reads thousands of these files ten times a second, so they are kept open: an open file of
+/proc stays with the thread it was opened for, and fails once that is gone, whoever has its number then.
+"""
+
+import os
+import re
+import resource
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from pxsched.guest.process import Process
+from pxsched.host import cgroup
+from pxsched.root import Root
+
+_OTHER_FILES = 64  # descriptors left for everything else this process opens
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One VM to look at. tids: its vCPU threads in order. limited: whether it has a `cpulimit`."""
+
+    vmid: int
+    process: Process
+    tids: tuple[int, ...]
+    limited: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """One VM's counters. at_ns: CLOCK_MONOTONIC. threads: ns run and waited since they began, by id."""
+
+    at_ns: int
+    threads: Mapping[int, tuple[int, int]]
+    throttled_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """available_mib: what the host could give without swapping. stalled: per cent of the last ten seconds in
+    which all tasks waited for memory.
+    """
+
+    total_mib: float
+    available_mib: float
+    stalled: float = 0.0
+
+
+@dataclass(slots=True)
+class _Open:
+    """Files of one VM that stay open."""
+
+    wanted: Wanted
+    threads: dict[int, int] = field(default_factory=dict)
+    cpu_stat: int | None = None
+
+
+class Reader:
+    """Reads the counters of many VMs; with `keep`, again and again at little cost."""
+
+    def __init__(self, root: Root, *, keep: bool = False) -> None:
+        self._root = root
+        self._keep = keep
+        self._open: dict[int, _Open] = {}
+        self._files = 0
+        self._most = _allow_files() if keep else 0
+
+    def read(self, vms: Iterable[Wanted]) -> dict[int, Counters]:
+        """The counters of every VM of which something could be read."""
+        found = {}
+        asked = set()
+        for vm in vms:
+            asked.add(vm.vmid)
+            counters = self._read(vm)
+            if counters.threads:
+                found[vm.vmid] = counters
+        for vmid in self._open.keys() - asked:
+            self._close(vmid)
+        return found
+
+    def close(self) -> None:
+        for vmid in list(self._open):
+            self._close(vmid)
+
+    def _read(self, vm: Wanted) -> Counters:
+        known = self._open.get(vm.vmid)
+        if known is None or known.wanted != vm:
+            self._close(vm.vmid)
+            known = self._open_files(vm)
+        threads: dict[int, tuple[int, int]] = {}
+        at_ns = time.monotonic_ns()
+        for tid in vm.tids:
+            fd = known.threads.get(tid)
+            try:
+                data = _once(self._thread_path(vm, tid)) if fd is None else os.pread(fd, 128, 0)
+                run, wait, _slices = data.split()
+                threads[tid] = int(run), int(wait)
+            except (OSError, ValueError):
+                continue  # gone, or a kernel without schedstat
+        throttled = self._throttled_ns(vm, known) if vm.limited else 0
+        return Counters(at_ns, threads, throttled)
+
+    def _thread_path(self, vm: Wanted, tid: int) -> str:
+        return self._root.path(f"proc/{vm.process.pid}/task/{tid}/schedstat")
+
+    def _open_files(self, vm: Wanted) -> _Open:
+        known = _Open(vm)
+        if not self._keep or self._files + len(vm.tids) + 1 > self._most:
+            return known
+        try:
+            for tid in vm.tids:
+                known.threads[tid] = os.open(self._thread_path(vm, tid), os.O_RDONLY | os.O_CLOEXEC)
+            if vm.limited:
+                known.cpu_stat = os.open(
+                    self._root.path(_cpu_stat(self._root, vm.vmid)), os.O_RDONLY | os.O_CLOEXEC
+                )
+        except OSError:
+            pass  # what could not be opened is looked for at every pass
+        self._files += len(known.threads) + (known.cpu_stat is not None)
+        self._open[vm.vmid] = known
+        return known
+
+    def _close(self, vmid: int) -> None:
+        known = self._open.pop(vmid, None)
+        if known is None:
+            return
+        fds = [*known.threads.values(), *([] if known.cpu_stat is None else [known.cpu_stat])]
+        self._files -= len(fds)
+        for fd in fds:
+            os.close(fd)
+
+    def _throttled_ns(self, vm: Wanted, known: _Open) -> int:
+        try:
+            if known.cpu_stat is not None:
+                text = os.pread(known.cpu_stat, 4096, 0).decode("ascii", "replace")
+            else:
+                text = self._root.read(_cpu_stat(self._root, vm.vmid)) or ""
+        except OSError:
+            return 0
+        match = re.search(r"^throttled_(usec|time) (\d{1,18})$", text, re.MULTILINE)
+        return 0 if match is None else int(match[2]) * (1000 if match[1] == "usec" else 1)
+
+
+def _cpu_stat(root: Root, vmid: int) -> str:
+    """v2 keeps it with everything else, v1 below the cpu controller."""
+    group = cgroup.scope(vmid)
+    unified = f"{cgroup.MOUNT}/{group}/cpu.stat"
+    return unified if root.exists(unified) else f"{cgroup.MOUNT}/cpu/{group}/cpu.stat"
+
+
+def _once(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 128)
+    finally:
+        os.close(fd)
+
+
+def _allow_files() -> int:
+    """How many files may be kept open, after raising the soft limit to the hard one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 1 << 20 if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+        except (OSError, ValueError):
+            pass
+    return (1 << 20 if soft == resource.RLIM_INFINITY else soft) - _OTHER_FILES
+
+
+def pressure(root: Root, vmid: int) -> dict[str, float]:
+    """Per cent of the last ten seconds in which a VM's scope waited for cpu, memory and io (some)."""
+    base = f"{cgroup.MOUNT}/{cgroup.scope(vmid)}"
+    found = {}
+    for what in ("cpu", "memory", "io"):
+        value = _avg10(root.read(f"{base}/{what}.pressure"), "some")
+        if value is not None:
+            found[what] = value
+    return found
+
+
+def _avg10(text: str | None, line: str) -> float | None:
+    match = re.search(rf"^{line} avg10=(\d+\.\d+)", text or "", re.MULTILINE)
+    return None if match is None else float(match[1])
+
+
+def host_memory(root: Root) -> HostMemory | None:
+    """None where /proc/meminfo says nothing."""
+    fields = dict(re.findall(r"^(\w+):\s+(\d{1,18})", root.read("proc/meminfo") or "", re.MULTILINE))
+    if "MemTotal" not in fields or "MemAvailable" not in fields:
+        return None
+    stalled = _avg10(root.read("proc/pressure/memory"), "full") or 0.0
+    available = int(fields["MemAvailable"]) / 1024 + _arc_shrinkable_mib(root)
+    return HostMemory(int(fields["MemTotal"]) / 1024, available, stalled)
+
+
+def _arc_shrinkable_mib(root: Root) -> float:
+    """What ZFS would give back: its cache above its least size. MemAvailable does not count it."""
+    text = root.read("proc/spl/kstat/zfs/arcstats")
+    fields = dict(re.findall(r"^(\w+)\s+\d+\s+(\d{1,19})$", text or "", re.MULTILINE))
+    if "size" not in fields or "c_min" not in fields:
+        return 0.0
+    return max(0, int(fields["size"]) - int(fields["c_min"])) / (1 << 20)
+
+
+def resident_mib(root: Root, pid: int) -> float | None:
+    """The memory a process really holds."""
+    words = (root.read(f"proc/{int(pid)}/statm") or "").split()
+    try:
+        return int(words[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+    except (IndexError, ValueError):
+        return None
