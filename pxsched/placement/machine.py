@@ -1,9 +1,8 @@
 """A topology as bit masks, so that the search asks "which of these CPUs" with one machine instruction.
 
-Bit N of a mask is logical CPU N. Tables are built once for a topology and kept as long as it lives.
+Bit N of a mask is logical CPU N. Tables are built once for a topology and kept while it is in use.
 """
 
-import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -109,22 +108,19 @@ class Machine:
         return tuple(node for node in memory if node not in self.cpus) or tuple(memory)
 
 
-_Known = dict[int, tuple[weakref.ref[Topology], Machine]]
-_known: _Known = {}
+# The tables of the topologies asked for last; a process knows one machine, a test run a few at a time.
+_known: list[Machine] = []
+_MOST_KNOWN = 8
 
 
 def machine_of(topology: Topology) -> Machine:
     """The tables of a topology; the same object for the same topology object."""
-    entry = _known.get(id(topology))
-    if entry is not None and entry[0]() is topology:
-        return entry[1]
+    for machine in _known:
+        if machine.topology is topology:
+            return machine
     machine = _build(topology)
-    key = id(topology)
-
-    def forget(_: weakref.ref[Topology], known: _Known = _known) -> None:
-        known.pop(key, None)  # by an argument, for at the interpreter's end globals are gone
-
-    _known[key] = (weakref.ref(topology, forget), machine)
+    _known.insert(0, machine)
+    del _known[_MOST_KNOWN:]
     return machine
 
 
