@@ -161,9 +161,12 @@ class Qmp:
 
 
 def _refused(error: Json) -> QmpRefused:
-    if not isinstance(error, dict):
-        return QmpRefused("GenericError", str(error)[:200])
-    return QmpRefused(str(error.get("class", "GenericError"))[:80], str(error.get("desc", ""))[:200])
+    """Only texts are taken over: the rest may be nested deeper than Python can print."""
+    said = error if isinstance(error, dict) else {"desc": error}
+    name, description = (
+        text if isinstance(text, str) else "" for text in (said.get("class"), said.get("desc"))
+    )
+    return QmpRefused(name[:80] or "GenericError", description[:200])
 
 
 def vcpu_threads(answer: Json) -> dict[int, tuple[int, ...]]:
@@ -172,7 +175,7 @@ def vcpu_threads(answer: Json) -> dict[int, tuple[int, ...]]:
     for item in _objects(answer):
         index, tid = item.get("cpu-index"), item.get("thread-id")
         if type(index) is not int or type(tid) is not int or not 0 <= index < 8192 or tid <= 0:
-            raise QmpProtocol(f"query-cpus-fast: no vCPU in {str(item)[:80]}")
+            raise QmpProtocol("query-cpus-fast: an item without vCPU index or thread id")
         threads[tid] = (*threads.get(tid, ()), index)
     return threads
 

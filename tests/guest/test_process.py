@@ -287,7 +287,7 @@ def test_on_newer_kernels_no_kernel_thread_belongs_to_qemu(tree, release):
     assert {thread.tid for thread in process.threads(tree.root, Process(500, 1000))} == {500, 501}
 
 
-@pytest.mark.parametrize("stat", ["", "501", "501 (x", "501 (x) S", f"501 (x) S {'x ' * 30}", ") (", "\0" * 9])
+@pytest.mark.parametrize("stat", ["", "501", "501 (x", "501 (x) S", f"501 (x) S {'x ' * 30}", ") ("])
 def test_a_damaged_stat_file_hides_one_thread_and_nothing_else(tree, stat):
     tree.put("500/task/501/stat", stat)
     assert 500 in {thread.tid for thread in process.threads(tree.root, Process(500, 1000))}
