@@ -94,9 +94,6 @@ def cleanup(node: Node, vmid: int) -> None:
     with locked(node, vmid, timeout_s=60):
         if find(node, vmid):
             raise UserError("vm still running")
-        if not node.config(vmid).is_file():
-            node.run(vmid, "cleanup").unlink(missing_ok=True)
-            return
         _finish(node, vmid, load(node, vmid).options, afterwards=True)
 
 

@@ -24,6 +24,16 @@ def test_a_run_calls_the_hook_in_all_four_phases(sandbox, recorder):
     assert sandbox.pid(100) is None
 
 
+def test_post_stop_comes_once_a_run_although_the_end_is_noticed_twice(sandbox, recorder):
+    """By the stop task, and by whoever sees QEMU's event socket close."""
+    create(sandbox)
+    for _ in range(2):
+        sandbox.qm("start", 100)
+        sandbox.qm("stop", 100)
+        time.sleep(0.3)
+    assert recorder.phases.count("post-stop") == 2
+
+
 def test_the_hook_sees_what_proxmox_shows_it(sandbox, recorder):
     create(sandbox)
     sandbox.qm("start", 100)
