@@ -13,6 +13,7 @@ from pxsched import ledger as ledgers
 from pxsched import node as nodes
 from pxsched import settle
 from pxsched.errors import UserError
+from pxsched.node import Node
 from pxsched.root import Root
 from pxsched.settle import Pass
 
@@ -28,7 +29,19 @@ def tick(root: Root, environ: Mapping[str, str] = os.environ) -> Pass:
     with _alone(root):
         node = nodes.open_node(root, environ)
         sightings = settle.sight_all(root, ledgers.peek(root))
-        return settle.settle(node, sightings, everybody=True)
+        done = settle.settle(node, sightings, everybody=True)
+        _describe_capacity(node)
+        return done
+
+
+def _describe_capacity(node: Node) -> None:
+    """Keeps Karpenter's VM, when that feature is on."""
+    if "karpenter" not in node.settings.features:
+        return
+    from pxsched.karpenter import keep
+
+    for line in keep.tick(node.root, node.topology, node.settings.node):
+        print(line, flush=True)
 
 
 def watch(root: Root, period_s: float) -> None:

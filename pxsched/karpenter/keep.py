@@ -53,6 +53,14 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is kept between passes. said: what the last one had to say."""
+
+    vmid: int | None = None
+    said: tuple[str, ...] = ()
+
+
 def wanted(topology: Topology, settings: NodeSettings) -> dict[str, str]:
     """All options we hold it to: what it describes, and `protection` against being removed by mistake."""
     options = capacity.build(topology, settings)
@@ -95,7 +103,7 @@ def _rank(key: str) -> tuple[int, str]:
 
 def find(root: Root, node: str) -> tuple[Guest | None, tuple[str, ...]]:
     """The node's capacity VM, and what is to be said about other candidates."""
-    recorded = _recorded(root)
+    recorded = _record(root).vmid
     if recorded is not None:
         guest = cluster.read_guest(root, node, recorded)
         if guest is not None and guest.describes_capacity and not _could_run(guest):
@@ -132,7 +140,7 @@ def apply(root: Root, todo: Plan, api: Api) -> int:
         vmid = _create(todo, api)
     elif todo.changes:
         _update(todo, vmid, api)
-    _record(root, vmid)
+    _remember(root, Record(vmid))
     return vmid
 
 
@@ -158,38 +166,42 @@ def _update(todo: Plan, vmid: int, api: Api) -> None:
 
 def tick(root: Root, topology: Topology, settings: NodeSettings, api: Api | None = None) -> list[str]:
     """One pass of the timer: reads one small file when nothing changed. Returns what to say, never raises
-    UserError, so that the next pass tries again.
+    UserError, so that the next pass tries again; a failure that repeats itself is said once.
     """
+    before = _record(root)
     try:
         todo = plan(root, topology, settings)
         if not todo.changes:
-            if todo.vmid is not None:
-                _record(root, todo.vmid)
-            return list(todo.notes)
+            _remember(root, Record(todo.vmid, todo.notes))
+            return list(todo.notes) if todo.notes != before.said else []
         vmid = apply(root, todo, api or local(root))
     except UserError as error:
-        return [f"karpenter: {error}; trying again at the next pass"]
+        said = (f"karpenter: {error}; trying again at the next pass",)
+        _remember(root, Record(before.vmid, said))
+        return list(said) if said != before.said else []
     verb = "created" if todo.vmid is None else "updated"
     return [f"karpenter: {verb} VM {vmid} ({', '.join(change.key for change in todo.changes)})", *todo.notes]
 
 
-def _recorded(root: Root) -> int | None:
+def _record(root: Root) -> Record:
     try:
-        vmid = json.loads(root.read(RECORD) or "{}").get("vmid")
-    except (ValueError, AttributeError):
-        return None
-    return vmid if isinstance(vmid, int) and 100 <= vmid <= 999_999_999 else None
+        document = json.loads(root.read(RECORD) or "{}")
+        vmid, said = document.get("vmid"), tuple(str(line) for line in document.get("said", ()))
+    except (ValueError, AttributeError, TypeError):
+        return Record()
+    valid = isinstance(vmid, int) and 100 <= vmid <= 999_999_999
+    return Record(vmid if valid else None, said)
 
 
-def _record(root: Root, vmid: int) -> None:
-    """Remembers the VMID; without a writable /run the VM is simply looked for again."""
-    if _recorded(root) == vmid:
+def _remember(root: Root, record: Record) -> None:
+    """Without a writable /run the VM is simply looked for again."""
+    if _record(root) == record:
         return
     path = root.path(RECORD)
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with open(f"{path}.new", "w", encoding="ascii") as file:
-            json.dump({"schema": 1, "vmid": vmid}, file)
+        with open(f"{path}.new", "w", encoding="utf-8") as file:
+            json.dump({"schema": 1, "vmid": record.vmid, "said": record.said}, file)
         os.replace(f"{path}.new", path)
     except OSError:
         return

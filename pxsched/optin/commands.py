@@ -242,7 +242,9 @@ def _entry(guest: Guest, remembered: dict[int, str]) -> dict[str, object]:
 
 def _pass_now(root: Root) -> None:
     """Brings running VMs in line at once, as the timer would do within its period."""
-    from pxsched import ledger, node, settle
+    from pxsched import tick
 
-    sightings = settle.sight_all(root, ledger.peek(root))
-    settle.settle(node.open_node(root), sightings, everybody=True)
+    try:
+        tick.report(tick.tick(root))
+    except tick.Busy:
+        return  # the pass that is under way does it

@@ -186,14 +186,20 @@ def test_a_node_without_a_cluster_needs_no_quorum(node):
     assert api.written
 
 
-def test_a_refusal_is_one_line_and_the_next_pass_tries_again(node):
+def test_a_refusal_is_said_once_and_every_pass_tries_again(node):
     refuse = ApiError("put /x: Permission check failed", status=403, hint="lacks a permission")
     api = Recorder(refuse=refuse)
-    assert tick(node, api) == tick(node, api)
-    assert len(api.written) == 2
     [line] = tick(node, api)
     assert "Permission check failed" in line
     assert "next pass" in line
+    assert tick(node, api) == []
+    assert len(api.written) == 2
+
+
+def test_another_refusal_is_said_again(node):
+    tick(node, Recorder(refuse=ApiError("one")))
+    assert "two" in tick(node, Recorder(refuse=ApiError("two")))[0]
+    assert "one" in tick(node, Recorder(refuse=ApiError("one")))[0]
 
 
 def test_a_vmid_taken_meanwhile_is_said_as_such(node):

@@ -161,3 +161,13 @@ def test_karpenters_vm_is_kept_by_the_sandboxs_qm_and_cannot_start(sandbox, pxsc
     sandbox.qm("set", 101, memory=1024)
     assert "updated VM 101 (memory)" in keep.tick(root, topology.read(root), NodeSettings())[0]
     assert "skipped (describes the node's capacity" in pxsched(root, "enable", "--all")[1]
+
+
+def test_the_tick_keeps_karpenters_vm_when_the_feature_is_on(sandbox, monkeypatch):
+    from pxsched import tick
+
+    root = Root(sandbox.root)
+    tick.tick(root, {})
+    assert not sandbox.node.config(101).exists()
+    tick.tick(root, {"PROXMOX_FEATURE_FLAGS": "karpenter"})
+    assert "name: node-capacity" in config(sandbox, 101)
