@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pxsched.ledger import Claim, Ledger, State
 from pxsched.node import Node, Sighting
+from pxsched.placement.request import VmClass
 from pxsched.plugins.view import HostView, VmView
 from pxsched.policy import Isolation, MemoryMode
 from pxsched.root import Root
@@ -88,7 +89,8 @@ def _with_interrupts(root: Root, view: HostView) -> HostView:
     from pxsched.host import interrupts, irqbalance
 
     view = replace(view, irqbalance=irqbalance.look(root))
-    if not view.node.device_interrupts:
+    dedicated = any(claim.placement.vm_class is VmClass.DEDICATED for claim in view.claims.values())
+    if not view.node.device_interrupts or not dedicated:
         return view
     default_irq_mask = root.read("proc/irq/default_smp_affinity") or ""
     return replace(view, interrupts=interrupts.of_host(root), default_irq_mask=default_irq_mask)

@@ -162,12 +162,15 @@ def _vector(root: Root, number: int, name: str) -> Interrupt | None:
 
 
 def of_host(root: Root) -> tuple[Interrupt, ...]:
-    """All interrupts that some driver of the host handles; not those of passed-through devices."""
+    """All interrupts that some driver of the host handles, without `effective`; not those of passed-through
+    devices.
+    """
     found = []
     for number in sorted(int(name) for name in root.list(IRQ_DIR) if name.isdecimal()):
         names = names_of(root, number)
         if names and not any(_VFIO.fullmatch(name) for name in names):
-            found.append(_read(root, number, tuple(names)))
+            affinity = root.read(f"{IRQ_DIR}/{number}/smp_affinity_list") or ""
+            found.append(Interrupt(number, tuple(names), affinity=affinity))
     return tuple(found)
 
 
@@ -186,7 +189,7 @@ def present(root: Root, number: int, name: str) -> bool:
     return identity(names) == name or any(identity((one,)) == name for one in names)
 
 
-def _read(root: Root, number: int, names: tuple[str, ...], device: str = "", index: int = 0) -> Interrupt:
+def _read(root: Root, number: int, names: tuple[str, ...], device: str, index: int) -> Interrupt:
     directory = f"{IRQ_DIR}/{number}"
     affinity = root.read(f"{directory}/smp_affinity_list") or ""
     effective = root.read(f"{directory}/effective_affinity_list") or ""

@@ -102,6 +102,7 @@ class TestARestart:
         pass_over(running, OURS)
         running.restart(banned=(OURS[0],))
         pass_over(running, OURS)
+        assert running.bans == set(OURS)
         pass_over(running, ())
         assert running.bans == {OURS[0]}
 
@@ -172,6 +173,24 @@ class TestSilence:
             assert irqbalance.look(running.root) == irqbalance.Running(daemon, None)
         finally:
             os.kill(running.process.pid, signal.SIGCONT)
+
+
+    def test_giving_up_on_an_answer_does_not_kill_it(
+        self, running: Irqbalance, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(irqbalance, "_wait_until_idle", lambda root, daemon, deadline: True)
+        monkeypatch.setattr(irqbalance, "PATIENCE_S", 0.1)
+        daemon = running.daemon
+        os.kill(running.process.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(TimeoutError):
+                irqbalance.setup(running.root, daemon)
+        finally:
+            os.kill(running.process.pid, signal.SIGCONT)
+        time.sleep(0.5)
+        assert running.process.poll() is None
+        irqbalance._deaf_until.clear()
+        assert running.bans == {ADMINS}
 
 
 class TestCpus:

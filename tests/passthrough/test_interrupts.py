@@ -74,6 +74,7 @@ def row(description: str) -> interrupts.Row:
         ("ITS-MSI 524288 Edge      nvme0q0", "ITS-MSI", ("nvme0q0",), ""),
         ("DMAR-MSI   0-edge      dmar0", "DMAR-MSI", ("dmar0",), ""),
         ("XT-PIC      timer", "XT-PIC", ("timer",), ""),
+        ("8259      timer", "8259", ("timer",), ""),
         ("", "", (), ""),
     ],
 )
@@ -154,6 +155,15 @@ class TestVectorsOfADevice:
         pci.interrupt(19, f"vfio-intx({VF})", "uhci_hcd:usb5")
         (found,) = interrupts.of_devices(pci.root, [Device(VF)])
         assert (found.number, found.names) == (19, (f"vfio-intx({VF})",))
+
+    def test_a_legacy_line_that_two_passed_through_devices_share(self, pci: PciMachine) -> None:
+        other = "0000:03:00.0"
+        for address in (VF, other):
+            pci.device(address)
+            pci.write(f"sys/bus/pci/devices/{address}/irq", "19")
+        pci.interrupt(19, f"vfio-intx({VF})", f"vfio-intx({other})")
+        found = interrupts.of_devices(pci.root, [Device(other)])
+        assert [(vector.number, vector.device) for vector in found] == [(19, other)]
 
     def test_none_before_the_guests_driver_has_enabled_them(self, pci: PciMachine) -> None:
         pci.device(VF)
