@@ -20,11 +20,13 @@ UNTOUCHED = "3"
 _ENTER = r"""
 mount -t tmpfs tmpfs /run
 [ "$1" = abstract ] || mkdir /run/irqbalance
+# What Debian 13's unit asks for by PrivateUsers= and PrivateNetwork=.
+[ "$1" = confined ] && confine="unshare --user --map-root-user --net" || confine=
 mount --bind "$2/irq" /proc/irq
 mount --bind "$2/interrupts" /proc/interrupts
 mount --bind "$2/pci" /sys/bus/pci/devices
 shift 2
-exec irqbalance --foreground --interval=1 --deepestcache=1 "$@"
+exec $confine irqbalance --foreground --interval=1 --deepestcache=1 "$@"
 """
 
 
@@ -126,6 +128,13 @@ def _forget() -> Iterator[None]:
 @pytest.fixture
 def running(base: Path) -> Iterator[Irqbalance]:
     daemon = Irqbalance(base)
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture
+def running_confined(base: Path) -> Iterator[Irqbalance]:
+    daemon = Irqbalance(base, place="confined")
     yield daemon
     daemon.stop()
 

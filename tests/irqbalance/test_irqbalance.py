@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection
+from pathlib import Path
 
 import pytest
 
@@ -174,7 +175,6 @@ class TestSilence:
         finally:
             os.kill(running.process.pid, signal.SIGCONT)
 
-
     def test_giving_up_on_an_answer_does_not_kill_it(
         self, running: Irqbalance, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -214,6 +214,12 @@ class TestWhereItListens:
         pass_over(running_abstract, OURS)
         assert running_abstract.bans == {ADMINS, *OURS}
 
+    def test_in_user_and_network_namespaces_of_its_own(self, running_confined: Irqbalance) -> None:
+        pass_over(running_confined, OURS)
+        assert running_confined.bans == {ADMINS, *OURS}
+        pass_over(running_confined, ())
+        assert running_confined.bans == {ADMINS}
+
     def test_a_socket_that_its_daemon_left_behind_is_no_daemon(self, running: Irqbalance) -> None:
         left = running.base / "left"
         (left / "run/irqbalance").mkdir(parents=True)
@@ -247,3 +253,45 @@ class TestWhereItListens:
 def test_the_vectors_of_the_fake_machine_are_seen(running: Irqbalance) -> None:
     found = interrupts.of_devices(running.root, [Device("0000:17:02.0")])
     assert [vector.number for vector in found] == list(OURS)
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from pxsched import ledger as ledgers
+from pxsched.host import irqbalance
+from pxsched.knobs.irqbalance import BANNED, InterruptBan
+from pxsched.plugins.view import Setting
+from pxsched.reconcile import reconcile
+from pxsched.root import Root
+
+root, left = Root(sys.argv[2]), int(sys.argv[3])
+ask = irqbalance._ask
+
+def until_killed(root, daemon, request):
+    global left
+    answer = ask(root, daemon, request)
+    left -= request.startswith("settings")
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return answer
+
+irqbalance._ask = until_killed
+daemon = irqbalance.find(root)
+bans = [InterruptBan(daemon.pid, daemon.start_ticks, int(number)) for number in sys.argv[4:]]
+with ledgers.locked(root) as ledger:
+    reconcile(root, ledger, [Setting(ban, BANNED, 100, "interrupts") for ban in bans], None)
+"""
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3])
+def test_killed_after_any_ban_the_next_pass_gives_all_of_them_back(running: Irqbalance, writes: int) -> None:
+    checkout = str(Path(__file__).parents[2])
+    numbers = [str(number) for number in OURS]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, checkout, running.root.base, str(writes), *numbers], timeout=30
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert running.bans == {ADMINS, *OURS[:writes]}
+    pass_over(running, ())
+    assert running.bans == {ADMINS}
