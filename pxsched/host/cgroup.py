@@ -7,6 +7,7 @@ back to the parent's silently: so what is in force is always read from the neare
 Groups are named as below the hierarchy's root, without slashes at the ends: `qemu.slice/100.scope`.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -77,6 +78,40 @@ def effective_nodes(root: Root, group: str) -> frozenset[int]:
     return _effective(root, group, "mems")
 
 
+def put(root: Root, group: str, name: str, value: str) -> None:
+    """Writes a file of a group that systemd does not look after. Raises OSError."""
+    file = root.path(f"{path(root, group)}/{name}")
+    fd = os.open(file, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+    try:
+        os.write(fd, f"{value}\n".encode())
+    finally:
+        os.close(fd)
+
+
+def clear(root: Root, group: str, name: str) -> None:
+    """Takes back what was configured in `cpuset.cpus` or `cpuset.mems`, where the controller is there at all.
+
+    The kernel empties no set of a group that has tasks (validate_change() in kernel/cgroup/cpuset.c), and
+    systemd only logs that; then the group gets everything there is, which comes to the same.
+    Raises OSError.
+    """
+    if not root.read(f"{path(root, group)}/{name}"):
+        return
+    try:
+        put(root, group, name, "")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        put(root, group, name, _everything(root, name))
+
+
+def _everything(root: Root, name: str) -> str:
+    """All CPUs that may ever come online, or all nodes with memory."""
+    if name == "cpuset.cpus":
+        return root.read("sys/devices/system/cpu/possible") or cpulist.format(effective_cpus(root, ""))
+    return cpulist.format(effective_nodes(root, ""))
+
+
 def _effective(root: Root, group: str, what: str) -> frozenset[int]:
     while True:
         directory = path(root, group)
@@ -108,6 +143,14 @@ def tids(root: Root, group: str) -> Iterator[int]:
     for word in (root.read(f"{path(root, group)}/{name}") or "").split():
         if word.isdecimal():
             yield int(word)
+
+
+def keeps_masks(root: Root) -> bool:
+    """Whether tasks keep the CPU mask they chose when their group's set changes: since Linux 6.2, commit
+    8f9ea86fdf99. Before, the set overwrites it.
+    """
+    match = re.match(r"(\d+)\.(\d+)", root.read("proc/sys/kernel/osrelease") or "")
+    return match is not None and (int(match[1]), int(match[2])) >= (6, 2)
 
 
 def self_bound(root: Root, group: str) -> tuple[Task, ...]:

@@ -36,10 +36,18 @@ def set_property(root: Root, unit: str, name: str, value: str) -> None:
     call(root, "set-property", "--runtime", "--", unit, f"{name}={value}")
 
 
-def forget_property(root: Root, unit: str, name: str) -> None:
-    """Takes a property away, and with it the file that would go on to say that it is empty.
+def runtime_property(root: Root, unit: str, name: str) -> str:
+    """The CPU or node list that `set_property` last set, which counts for a unit without a cgroup, too."""
+    path = drop_in(root, unit, name)
+    lines = (root.read(path) or "").splitlines() if path else []
+    values = [line.partition("=")[2] for line in lines if line.startswith(f"{name}=")]
+    return values[-1].replace(" ", ",") if values else ""
 
-    Raises NoSuchUnit and OSError.
+
+def forget_property(root: Root, unit: str, name: str) -> None:
+    """Takes a property away, and with it the file that would go on to say that it is empty: a reload, which
+    takes long, would find nothing new. What the property did to the unit's cgroup stays as long as others need
+    the same controller, which is the caller's to clear. Raises NoSuchUnit and OSError.
     """
     set_property(root, unit, name, "")
     path = drop_in(root, unit, name)
@@ -51,7 +59,6 @@ def forget_property(root: Root, unit: str, name: str) -> None:
     except OSError as error:
         if error.errno != errno.ENOTEMPTY:  # other properties keep theirs
             raise
-    reload(root)
 
 
 def reload(root: Root) -> None:

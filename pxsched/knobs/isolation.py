@@ -3,12 +3,13 @@
 Rules: systemd.resource-control(5) AllowedCPUs=; cgroup-v2.rst cpuset. An empty cpuset falls back to the
 parent's, so the value of these knobs is the set in force.
 
-Before Linux 6.2 a cpuset that changes overwrites the masks that its tasks chose themselves (commit
-8f9ea86fdf99 keeps them since); so an original also names those tasks, and they get back what they chose.
+Before Linux 6.2 a cpuset that changes overwrites the masks that its tasks chose themselves; so an original
+also names those tasks there, and they get back what they chose.
 """
 
 import json
 import os
+import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,12 +19,12 @@ from typing import ClassVar
 from pxsched.errors import UserError
 from pxsched.host import cgroup, cpulist, systemd
 from pxsched.host.cgroup import Task
-from pxsched.knobs import file
 from pxsched.knobs.knob import Gone, Knob, Rank
 from pxsched.root import Root
 
 UNITS = ("system.slice", "user.slice", "init.scope")
 GROUPS = ("lxc",)
+MOMENT_S = 0.25
 _PROPERTY = "AllowedCPUs"
 
 
@@ -72,13 +73,12 @@ class _HostCpus(Knob):
             raise OSError(str(error)) from error
 
     def original(self, root: Root) -> str:
-        configured = cgroup.configured_cpus(root, self.name)
-        return Original(configured, self._bare(root), cgroup.self_bound(root, self.name)).dumps()
+        return Original(self._configured(root), self._bare(root), self._bound(root)).dumps()
 
     def write(self, root: Root, value: str) -> None:
         if not self._exists(root):
             raise Gone(self.key)
-        before = cgroup.self_bound(root, self.name)
+        before = self._bound(root)
         narrow = cgroup.effective_cpus(root, self.name)
         back = loads(value)
         self._set(root, value if back is None else back.cpus, bare=back is not None and back.bare)
@@ -91,6 +91,12 @@ class _HostCpus(Knob):
     def _exists(self, root: Root) -> bool:
         return cgroup.exists(root, self.name)
 
+    def _bound(self, root: Root) -> tuple[Task, ...]:
+        return () if cgroup.keeps_masks(root) else cgroup.self_bound(root, self.name)
+
+    def _configured(self, root: Root) -> str:
+        return cgroup.configured_cpus(root, self.name)
+
     def _bare(self, root: Root) -> bool:
         return True
 
@@ -101,23 +107,48 @@ class _HostCpus(Knob):
 
 @dataclass(frozen=True, slots=True)
 class SliceCpus(_HostCpus):
-    """A systemd unit, by its runtime property; systemd has no cpusets on cgroup v1."""
+    """A systemd unit, by its runtime property; systemd has no cpusets on cgroup v1.
+
+    A slice without tasks has no cgroup; its property counts as soon as somebody logs in.
+    """
 
     kind: ClassVar[str] = "slice"
     names: ClassVar[tuple[str, ...]] = UNITS
 
+    def read(self, root: Root) -> str:
+        if self._exists(root) and not cgroup.exists(root, self.name):
+            return systemd.runtime_property(root, self.name, _PROPERTY)
+        return _HostCpus.read(self, root)
+
     def _exists(self, root: Root) -> bool:
-        return cgroup.version(root) is cgroup.Version.V2 and cgroup.exists(root, self.name)
+        return cgroup.version(root) is cgroup.Version.V2
+
+    def _configured(self, root: Root) -> str:
+        return cgroup.configured_cpus(root, self.name) or systemd.runtime_property(root, self.name, _PROPERTY)
 
     def _bare(self, root: Root) -> bool:
         return systemd.drop_in(root, self.name, _PROPERTY) is None
 
     def _set(self, root: Root, cpus: str, *, bare: bool) -> None:
         with _as_knob(self.key):
-            if bare and not cpus:
+            if bare:
                 systemd.forget_property(root, self.name, _PROPERTY)
             else:
                 systemd.set_property(root, self.name, _PROPERTY, cpus)
+        if not cpus:
+            cgroup.clear(root, self.name, "cpuset.cpus")
+        elif bare:
+            cgroup.put(root, self.name, "cpuset.cpus", cpus)
+        else:
+            self._await(root, cpus)
+
+    def _await(self, root: Root, cpus: str) -> None:
+        """systemd answers a moment before it writes; what is read back then would be the old set."""
+        end = time.monotonic() + MOMENT_S
+        while cgroup.configured_cpus(root, self.name) != cpus and time.monotonic() < end:
+            if not cgroup.exists(root, self.name):
+                return
+            time.sleep(0.002)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +159,10 @@ class GroupCpus(_HostCpus):
     names: ClassVar[tuple[str, ...]] = GROUPS
 
     def _set(self, root: Root, cpus: str, *, bare: bool) -> None:
-        path = f"{cgroup.path(root, self.name)}/cpuset.cpus"
-        if cpus or root.exists(path):  # no file, nothing configured
-            file.write(root, path, cpus)
+        if cpus:
+            cgroup.put(root, self.name, "cpuset.cpus", cpus)
+        else:
+            cgroup.clear(root, self.name, "cpuset.cpus")
 
 
 def _chosen(now: Iterable[Task], originals: Iterable[Task], narrow: frozenset[int]) -> list[Task]:

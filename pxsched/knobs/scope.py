@@ -19,6 +19,7 @@ from pxsched.knobs.knob import Gone, Knob, Rank
 from pxsched.root import Root
 
 _UNITS = "run/systemd/system"
+_FILES = {"AllowedCPUs": "cpuset.cpus", "AllowedMemoryNodes": "cpuset.mems"}
 _FILE = re.compile(r"AllowedCPUs=([\d,-]*)\nAllowedMemoryNodes=([\d,-]*)\n", re.ASCII)
 
 
@@ -60,8 +61,12 @@ class DropIn(Knob):
                 if error.errno != errno.ENOTEMPTY:  # somebody else's drop-ins
                     raise
         # A scope that is started anew reads its files anew; only a running one must be told.
-        if cgroup.exists(root, cgroup.scope(self.vmid)):
+        group = cgroup.scope(self.vmid)
+        if cgroup.exists(root, group):
             systemd.reload(root)
+            for name, file_name in _FILES.items():
+                if not systemd.runtime_property(root, f"{self.vmid}.scope", name):
+                    cgroup.clear(root, group, file_name)
 
     @property
     def _path(self) -> str:
@@ -139,6 +144,7 @@ def _set(root: Root, vmid: int, name: str, value: str) -> None:
         systemd.set_property(root, f"{vmid}.scope", name, value)
     else:
         systemd.forget_property(root, f"{vmid}.scope", name)
+        cgroup.clear(root, cgroup.scope(vmid), _FILES[name])
 
 
 def _offer(root: Root, more: frozenset[int]) -> None:

@@ -37,10 +37,6 @@ class Tree:
         self.put("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids")
         for group in GROUPS:
             self.group(group)
-        # As the kernel has it for a group whose file is written: what is configured is in force.
-        (base / "sys/fs/cgroup/lxc/cpuset.cpus.effective").unlink()
-        (base / "sys/fs/cgroup/lxc/cpuset.cpus.effective").symlink_to("cpuset.cpus")
-        self.put("sys/fs/cgroup/lxc/cpuset.cpus", ALL)
 
     def put(self, relative: str, text: str) -> None:
         path = self.base / relative
@@ -77,11 +73,13 @@ class Tree:
     def group(self, group: str) -> None:
         base = f"sys/fs/cgroup/{group}".rstrip("/")
         self.put(f"{base}/cgroup.threads", "")
-        self.put(f"{base}/cpuset.cpus.effective", ALL)
-        self.put(f"{base}/cpuset.mems.effective", "0-1")
-        if group:
-            self.put(f"{base}/cpuset.cpus", "")
-            self.put(f"{base}/cpuset.mems", "")
+        for name, everything in ("cpuset.cpus", ALL), ("cpuset.mems", "0-1"):
+            if not group:
+                self.put(f"{base}/{name}.effective", everything)
+                continue
+            # What is configured is in force; where nothing is, what the parent has.
+            self.put(f"{base}/{name}", "")
+            (self.base / f"{base}/{name}.effective").symlink_to(name)
 
     def scope(self, vmid: int) -> str:
         """The cgroup of a VM that runs."""
@@ -127,16 +125,18 @@ class Systemd:
             return
         unit, (name, _, value) = arguments[-2], arguments[-1].partition("=")
         group = unit if unit in GROUPS else f"qemu.slice/{unit}"
-        if not root.exists(f"sys/fs/cgroup/{group}"):
+        active = root.exists(f"sys/fs/cgroup/{group}")
+        if not active and unit.endswith(".scope"):
             raise systemd.NoSuchUnit(unit)
         where = "transient" if unit.endswith(".scope") else "system.control"
         path = Path(root.path(f"run/systemd/{where}/{unit}.d/50-{name}.conf"))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{name}={value}\n")
-        base = root.path(f"sys/fs/cgroup/{group}/{self.FILES[name]}")
-        Path(base).write_text(f"{value}\n")
-        everything = ALL if name == "AllowedCPUs" else "0-1"
-        Path(f"{base}.effective").write_text(f"{value or everything}\n")
+        if not active:
+            return
+        # Seen with systemd 257: what is configured stays in the cgroup when the property is taken away.
+        if value:
+            Path(root.path(f"sys/fs/cgroup/{group}/{self.FILES[name]}")).write_text(f"{value}\n")
 
 
 @pytest.fixture
