@@ -81,7 +81,7 @@ def _qm(directory: Path, words: list[str]) -> int:
         return Exit.DONE
     home = node.create(directory) if words[0] == "create" else node.find(directory)
     if not sandbox.listening(home):
-        sandbox.launch(home, linger=True)
+        sandbox.launch(home, "--linger")
     result = sandbox.request(home, words)
     print(result.output, end="", file=sys.stderr if result.code else sys.stdout, flush=True)
     return Exit.REFUSED if result.code else Exit.DONE

@@ -74,7 +74,8 @@ class Sandbox:
         self.directory = Path(directory or tempfile.mkdtemp(prefix="pxsched-"))
         self.node = node.create(self.directory)
         boot.configure(self.node, accelerator=accelerator, most_vcpus=most_vcpus)
-        self._supervisor = launch(self.node, environment=environment, patience_s=patience_s)
+        flags = ("--temporary",) if self._temporary else ()
+        self._supervisor = launch(self.node, *flags, environment=environment, patience_s=patience_s)
 
     def __enter__(self) -> Self:
         return self
@@ -155,24 +156,23 @@ class Sandbox:
         except subprocess.TimeoutExpired:
             self._supervisor.kill()
             self._supervisor.wait()
-        if self._temporary and node.is_sandbox(self.directory):
+        if self._temporary and node.is_sandbox(self.directory):  # it did not get that far itself
             node.remove(self.directory)
 
 
 def launch(
     home: Node,
-    *,
+    *flags: str,
     environment: Mapping[str, str] | None = None,
     patience_s: float = PATIENCE_S,
-    linger: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start the supervisor and wait until it listens. linger: it ends by itself when nothing runs."""
+    """Start the supervisor, with flags of its own, and wait until it listens."""
     package = Path(__file__).parents[2]
     command = [sys.executable, "-m", "pxsched.sandbox.supervisor", home.base, str(patience_s)]
     with home.path("sandbox/supervisor.log").open("ab") as log:
         started = subprocess.Popen(
-            [*command, *(["--linger"] if linger else [])],
-            stdin=subprocess.DEVNULL if linger else subprocess.PIPE,
+            [*command, *flags],
+            stdin=subprocess.DEVNULL if "--linger" in flags else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             env={**os.environ, **(environment or {}), "PYTHONPATH": str(package)},

@@ -41,7 +41,9 @@ _GUEST_STOP_S = 3
 
 
 def main() -> None:
-    """Arguments: the sandbox's directory, how many seconds its end may take, and perhaps `--linger`."""
+    """Arguments: the sandbox's directory, how many seconds its end may take, and perhaps `--linger` (there is
+    no owner) and `--temporary` (the directory is deleted in the end).
+    """
     os.environ.pop("PYTHONPATH", None)
     with suppress(PermissionError):  # already leads a session
         os.setsid()
@@ -56,7 +58,12 @@ def main() -> None:
         return
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     home, patience_s, *more = sys.argv[1:]
-    Supervisor(node.find(Path(home)), patience_s=float(patience_s), linger="--linger" in more).run()
+    Supervisor(
+        node.find(Path(home)),
+        patience_s=float(patience_s),
+        linger="--linger" in more,
+        temporary="--temporary" in more,
+    ).run()
 
 
 def _guard(supervisor: int) -> None:
@@ -74,10 +81,11 @@ def _guard(supervisor: int) -> None:
 class Supervisor:
     """The loop over tasks, QEMU's events, and reasons to end."""
 
-    def __init__(self, home: node.Node, *, patience_s: float, linger: bool) -> None:
+    def __init__(self, home: node.Node, *, patience_s: float, linger: bool, temporary: bool) -> None:
         self._node = home
         self._patience_s = patience_s
         self._linger = linger
+        self._temporary = temporary
         self._selector = selectors.DefaultSelector()
         self._workers: dict[int, str] = {}
         self._guests: dict[socket.socket, int] = {}
@@ -99,6 +107,8 @@ class Supervisor:
             self._turn(1)
         control.close()
         self._end()
+        if self._temporary and node.is_sandbox(Path(self._node.base)):
+            node.remove(Path(self._node.base).resolve())
         for path in (self._node.events, self._node.control):
             path.unlink(missing_ok=True)
 

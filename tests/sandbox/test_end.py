@@ -17,12 +17,14 @@ from .conftest import RECORDING_HOOK, Recorder, create, eventually
 PACKAGE = Path(__file__).parents[2]
 
 OWNER = """\
-import os, sys
+import sys
 from pxsched.sandbox.sandbox import Sandbox
-sandbox = Sandbox(sys.argv[1])
-sandbox.qm("create", 100, memory=32, hookscript="local:snippets/recorder")
+sandbox = Sandbox(*sys.argv[1:])
+sandbox.qm("create", 100, memory=32)
+if sys.argv[1:]:
+    sandbox.qm("set", 100, hookscript="local:snippets/recorder")
 sandbox.qm("start", 100)
-print(sandbox.pid(100), flush=True)
+print(sandbox.pid(100), sandbox.directory, flush=True)
 sys.stdin.read()
 """
 
@@ -33,6 +35,18 @@ def gone(pid: int) -> bool:
 
 def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def killed_owner(*arguments: str) -> tuple[int, Path]:
+    """The guest and the directory of a sandbox whose owner was killed."""
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE)},
+    )  # fmt: skip
+    with owner:
+        pid, directory = owner.stdout.readline().split()
+        owner.kill()
+    return int(pid), Path(directory)
 
 
 def test_closing_ends_guests_with_their_hooks_and_deletes_the_directory(tmp_path):
@@ -51,16 +65,16 @@ def test_a_killed_owner_ends_its_guests_with_their_hooks(tmp_path):
     hook = home.path("var/lib/vz/snippets/recorder")
     hook.write_text(RECORDING_HOOK)
     hook.chmod(0o755)
-    owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, home.base], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(PACKAGE)},
-    )  # fmt: skip
-    with owner:
-        pid = int(owner.stdout.readline())
-        owner.kill()
+    pid, _ = killed_owner(home.base)
     assert eventually(lambda: gone(pid))
     assert eventually(lambda: Recorder(Path(home.base)).phases[-2:] == ["pre-stop", "post-stop"])
     assert eventually(lambda: not listening(home))
+
+
+def test_a_killed_owner_leaves_no_temporary_directory():
+    pid, directory = killed_owner()
+    assert eventually(lambda: gone(pid))
+    assert eventually(lambda: not directory.exists())
 
 
 def test_a_killed_supervisor_takes_its_guests_along():
