@@ -17,6 +17,8 @@ from pxsched.root import Root
 
 CHAIN_FILE = "etc/pve/pxsched-chain.json"
 HOOKS_DIR = "etc/pxsched/hooks.d"
+# What of a VM is remembered: its own hookscript, and its `shares` (empty: unset).
+HOOKSCRIPTS, SHARES = "hookscripts", "shares"
 
 # As run-parts(8): no dots, so that editors' and dpkg's left-overs are not run.
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.(sh|py|pl))?", re.ASCII)
@@ -76,33 +78,43 @@ def _run(path: str, vmid: int, phase: str) -> int:
     return code if code >= 0 else 128 - code
 
 
-def remembered(root: Root) -> dict[int, str]:
-    """The VMs that had a hookscript of their own, and which; a damaged file counts as empty, with a line."""
+def remembered(root: Root, what: str = HOOKSCRIPTS) -> dict[int, str]:
+    """What opted-in VMs had before, by VMID; a damaged file counts as empty, with a line."""
+    return _load(root).get(what, {})
+
+
+def _load(root: Root) -> dict[str, dict[int, str]]:
     text = root.read(CHAIN_FILE)
     if not text:
         return {}
     import json
 
     try:
-        table = json.loads(text)["hookscripts"]
-        return {int(vmid): volume for vmid, volume in table.items() if isinstance(volume, str)}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        document = json.loads(text)
+        tables = {what: document.get(what, {}).items() for what in (HOOKSCRIPTS, SHARES)}
+        return {
+            what: {int(vmid): value for vmid, value in items if isinstance(value, str)}
+            for what, items in tables.items()
+        }
+    except (ValueError, TypeError, AttributeError) as error:
         print(f"pxsched: /{CHAIN_FILE} is damaged ({error}): no chained hookscript is run", file=sys.stderr)
         return {}
 
 
-def remember(root: Root, vmid: int, volume: str) -> None:
-    """Notes the VM's own hookscript. Raises UserError when it cannot be stored."""
+def remember(root: Root, vmid: int, value: str, what: str = HOOKSCRIPTS) -> None:
+    """Notes what the VM has now. Raises UserError when it cannot be stored."""
     with _alone(root):
-        _store(root, {**remembered(root), vmid: volume})
+        document = _load(root)
+        document.setdefault(what, {})[vmid] = value
+        _store(root, document)
 
 
-def forget(root: Root, vmid: int) -> None:
+def forget(root: Root, vmid: int, what: str = HOOKSCRIPTS) -> None:
     """Raises UserError when the change cannot be stored."""
     with _alone(root):
-        left = remembered(root)
-        if left.pop(vmid, None) is not None:
-            _store(root, left)
+        document = _load(root)
+        if document.get(what, {}).pop(vmid, None) is not None:
+            _store(root, document)
 
 
 def _alone(root: Root) -> AbstractContextManager[object]:
@@ -113,17 +125,19 @@ def _alone(root: Root) -> AbstractContextManager[object]:
     return FileLock(root.path("run/pxsched/chain.lock"), timeout=10)
 
 
-def _store(root: Root, table: Mapping[int, str]) -> None:
+def _store(root: Root, document: Mapping[str, Mapping[int, str]]) -> None:
     import json
 
     path = root.path(CHAIN_FILE)
-    document = {"schema": 1, "hookscripts": {str(vmid): table[vmid] for vmid in sorted(table)}}
+    tables = {
+        what: {str(vmid): table[vmid] for vmid in sorted(table)} for what, table in document.items() if table
+    }
     try:
-        if not table:
+        if not tables:
             os.unlink(path)
             return
         with open(f"{path}.tmp.{os.getpid()}", "w", encoding="utf-8") as file:
-            json.dump(document, file, indent=1)
+            json.dump({"schema": 1, **tables}, file, indent=1)
         os.replace(f"{path}.tmp.{os.getpid()}", path)
     except OSError as error:
         raise UserError(f"/{CHAIN_FILE}: {error.strerror}", hint="has the cluster quorum?") from error

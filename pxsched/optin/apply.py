@@ -17,24 +17,43 @@ def apply(step: Step, api: Api, files: Root | None) -> None:
     if step.outcome is not Outcome.CHANGE:
         return
     vmid = step.guest.vmid
-    if step.chain and files is None:
-        raise UserError(f"VM {vmid}: --chain needs the node's files", hint="run it on a node of the cluster")
-    if step.chain and files is not None:
+    had_shares = step.guest.options.get("shares", "")
+    if files is None and (step.chain or step.shares == "0"):
+        raise UserError(
+            f"VM {vmid}: --chain and --balloon need the node's files", hint="run it on a node of the cluster"
+        )
+    if files is None:
+        _set(step, api, files)
+        return
+    if step.chain:
         chain.remember(files, vmid, step.chain)
+    if step.shares == "0":
+        chain.remember(files, vmid, had_shares, chain.SHARES)
     try:
         _set(step, api, files)
     except UserError:
-        if step.chain and files is not None:
-            chain.forget(files, vmid)
+        _forget(files, vmid, scripts=bool(step.chain), shares=step.shares == "0")
         raise
     # Also when a VM is enabled anew: a number may have been used before.
-    if not step.chain and files is not None:
+    replaced = not step.chain and step.want != step.guest.hookscript
+    _forget(files, vmid, scripts=replaced, shares=step.shares != "0")
+
+
+def _forget(files: Root, vmid: int, *, scripts: bool, shares: bool) -> None:
+    if scripts:
         chain.forget(files, vmid)
+    if shares:
+        chain.forget(files, vmid, chain.SHARES)
 
 
 def _set(step: Step, api: Api, files: Root | None) -> None:
     guest = step.guest
-    params = {"hookscript": step.want} if step.want else {"delete": "hookscript"}
+    changes = {"hookscript": step.want}
+    if step.shares is not None:
+        changes["shares"] = step.shares
+    params = {key: value for key, value in changes.items() if value}
+    if gone := [key for key, value in changes.items() if not value]:
+        params["delete"] = ",".join(gone)
     if guest.digest:
         params["digest"] = guest.digest
     try:

@@ -42,8 +42,8 @@ class Session:
             return cluster.guests(self.files, node)
         return inventory.guests(self.api(), node)
 
-    def remembered(self) -> dict[int, str]:
-        return chain.remembered(self.files) if self.files is not None else {}
+    def remembered(self, what: str = chain.HOOKSCRIPTS) -> dict[int, str]:
+        return chain.remembered(self.files, what) if self.files is not None else {}
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -59,6 +59,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         parser.add_argument("--now", action="store_true", help="apply to running VMs at once")
         if name == "enable":
             parser.add_argument("--chain", action="store_true", help="keep a script that is there already")
+            parser.add_argument("--balloon", action="store_true", help="take balloons over from Proxmox")
             parser.add_argument("--storage", default="", help="storage with our script (default: local)")
     _parser(subparsers, "list", "show which VMs are opted in")
 
@@ -126,13 +127,16 @@ def _password(user: str | None) -> str | None:
 
 def _steps(session: Session, guests: list[Guest], args: argparse.Namespace, root: Root) -> list[Step]:
     if args.command == "disable":
-        remembered = session.remembered()
-        return [rules.disable(guest, remembered) for guest in guests]
+        scripts, shares = session.remembered(), session.remembered(chain.SHARES)
+        return [rules.disable(guest, scripts, shares) for guest in guests]
     volume = f"{args.storage or installed_storage(root)}:snippets/{rules.SCRIPT_NAME}"
     if session.files is not None and any(guest.node == session.node for guest in guests):
         _require_script(session.files, volume)
     by_number = bool(args.vmids)
-    return [rules.enable(guest, volume, chain=args.chain, by_number=by_number) for guest in guests]
+    return [
+        rules.enable(guest, volume, chain=args.chain, by_number=by_number, balloon=args.balloon)
+        for guest in guests
+    ]
 
 
 def installed_storage(root: Root) -> str:
@@ -178,6 +182,7 @@ def _report(steps: list[Step], failures: dict[int, str], args: argparse.Namespac
             "now": step.guest.hookscript or None,
             "want": step.want or None,
             "chained": step.chain or None,
+            "shares": step.shares,
             "notes": list(step.notes),
         }
         for step in steps
@@ -200,6 +205,8 @@ def _print(steps: list[Step], failures: dict[int, str], args: argparse.Namespace
         if step.outcome is Outcome.CHANGE:
             done = f"{args.command}d" if not args.dry_run else f"would be {args.command}d"
             what = f"{done}: hookscript {step.guest.hookscript or 'none'} -> {step.want or 'none'}"
+            if step.shares is not None:
+                what += f", shares {step.guest.options.get('shares', 'unset')} -> {step.shares or 'unset'}"
         print(f"VM {_label(step.guest)}: {what}{''.join(f' ({note})' for note in step.notes)}")
 
 

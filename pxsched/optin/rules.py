@@ -35,13 +35,15 @@ class Selection:
 @dataclass(frozen=True, slots=True)
 class Step:
     """What happens to one VM. want: its hookscript afterwards, empty for none. chain: the script that ours
-    will run from now on. notes: what the admin should know.
+    will run from now on. shares: its `shares` afterwards, empty for unset, None where they stay. notes: what
+    the admin should know.
     """
 
     guest: Guest
     outcome: Outcome
     want: str = ""
     chain: str = ""
+    shares: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -65,26 +67,41 @@ def select(guests: Iterable[Guest], selection: Selection) -> tuple[list[Guest], 
     raise UserError("no VM is named", hint="give VMIDs, --tag TAG or --all")
 
 
-def enable(guest: Guest, volume: str, *, chain: bool, by_number: bool) -> Step:
-    """What opting in means for one VM. by_number: the admin named this very VM."""
+def enable(guest: Guest, volume: str, *, chain: bool, by_number: bool, balloon: bool = False) -> Step:
+    """What opting in means for one VM. by_number: the admin named this very VM. balloon: take its balloon
+    over from Proxmox, whose controller keeps away from VMs without shares.
+    """
     if guest.describes_capacity:
         return Step(guest, Outcome.SKIP, notes=("describes the node's capacity and never runs",))
+    shares = "0" if balloon and _balloon_is_proxmoxs(guest) else None
     if is_ours(guest.hookscript):
-        return Step(guest, Outcome.ALREADY, guest.hookscript)
+        outcome = Outcome.ALREADY if shares is None else Outcome.CHANGE
+        return Step(guest, outcome, guest.hookscript, shares=shares)
     if guest.template and not by_number:
         return Step(guest, Outcome.SKIP, notes=("a template; name it by number to opt in its clones",))
     if guest.hookscript and not chain:
         note = f"has the hookscript {guest.hookscript[:80]}; --chain keeps it running beside ours"
         return Step(guest, Outcome.REFUSE, guest.hookscript, notes=(note,))
-    return Step(guest, Outcome.CHANGE, volume, guest.hookscript, _notes(guest))
+    notes = _notes(guest)
+    if shares is None and _balloon_is_proxmoxs(guest):
+        notes += ("Proxmox moves its balloon; --balloon gives it to pxsched",)
+    return Step(guest, Outcome.CHANGE, volume, guest.hookscript, shares, notes)
 
 
-def disable(guest: Guest, remembered: Mapping[int, str]) -> Step:
-    """What opting out means: the VM's own script comes back, or none."""
+def disable(guest: Guest, scripts: Mapping[int, str], shares: Mapping[int, str] | None = None) -> Step:
+    """What opting out means: the VM's own script and shares come back, or none. Both are as remembered."""
     if not is_ours(guest.hookscript):
         return Step(guest, Outcome.ALREADY, guest.hookscript)
-    own = remembered.get(guest.vmid, "")
-    return Step(guest, Outcome.CHANGE, own, notes=(f"its own {own[:80]} is back",) if own else ())
+    own = scripts.get(guest.vmid, "")
+    notes = (f"its own {own[:80]} is back",) if own else ()
+    # An admin who set shares meanwhile has decided.
+    before = (shares or {}).get(guest.vmid) if guest.options.get("shares") == "0" else None
+    return Step(guest, Outcome.CHANGE, own, shares=before, notes=notes)
+
+
+def _balloon_is_proxmoxs(guest: Guest) -> bool:
+    """Whether pvestatd moves the VM's balloon: a minimum and shares (PVE::AutoBalloon)."""
+    return guest.options.get("balloon", "0") != "0" and guest.options.get("shares", "1000") != "0"
 
 
 def _notes(guest: Guest) -> tuple[str, ...]:

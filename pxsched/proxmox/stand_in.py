@@ -67,7 +67,7 @@ def find(root: Root) -> StandIn:
 
     def qm(*words: str) -> None:
         if not sandbox.listening(home):
-            sandbox.launch(home, linger=True)
+            sandbox.launch(home, "--linger")
         result = sandbox.request(home, list(words))
         if result.code:
             raise UserError(" ".join(result.output.split()) or f"qm {words[0]}: exit code {result.code}")

@@ -80,10 +80,10 @@ def _opt_out(root: Root, dry_run: bool) -> list[str]:
         node = cluster.node_name(root)
     except UserError:
         return []  # no Proxmox here (any more)
-    remembered = chain.remembered(root)
+    scripts, shares = chain.remembered(root), chain.remembered(root, chain.SHARES)
     holders = []
     for guest in cluster.guests(root):
-        step = rules.disable(guest, remembered)
+        step = rules.disable(guest, scripts, shares)
         if step.outcome is not Outcome.CHANGE:
             continue
         if guest.node != node:

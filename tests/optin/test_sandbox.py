@@ -171,3 +171,26 @@ def test_the_tick_keeps_karpenters_vm_when_the_feature_is_on(sandbox, monkeypatc
     assert not sandbox.node.config(101).exists()
     tick.tick(root, {"PROXMOX_FEATURE_FLAGS": "karpenter"})
     assert "name: node-capacity" in config(sandbox, 101)
+
+
+def test_a_balloon_is_taken_over_and_given_back(sandbox, pxsched):
+    sandbox.qm("set", 100, balloon=32)
+    before = config(sandbox)
+    code, out, _ = pxsched(Root(sandbox.root), "enable", "100", "--balloon")
+    assert code == 0
+    assert "shares unset -> 0" in out
+    assert "shares: 0" in config(sandbox)
+    assert pxsched(Root(sandbox.root), "disable", "100")[0] == 0
+    assert config(sandbox) == before
+    assert not Path(sandbox.root, chain.CHAIN_FILE).exists()
+
+
+def test_taking_the_balloon_over_later_keeps_the_chained_script(sandbox, pxsched):
+    sandbox.snippet("mine.sh", "#!/bin/sh\n")
+    sandbox.qm("set", 100, balloon=32, hookscript="local:snippets/mine.sh")
+    before = config(sandbox)
+    pxsched(Root(sandbox.root), "enable", "100", "--chain")
+    pxsched(Root(sandbox.root), "enable", "100", "--balloon")
+    assert chain.remembered(Root(sandbox.root)) == {100: "local:snippets/mine.sh"}
+    pxsched(Root(sandbox.root), "disable", "100")
+    assert sorted(config(sandbox).splitlines()) == sorted(before.splitlines())
