@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lab import image, recipe
 from lab.machine import BootFailed, Machine
 from lab.node import Node
+from lab.product import Product, Turned
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,6 +31,10 @@ def booted_node() -> Iterator[Node]:
         yield Node(machine)
 
 
+def pytest_configure() -> None:
+    pytest.register_assert_rewrite("lab.node", "lab.product", "lab.guests")
+
+
 @pytest.fixture
 def node(booted_node: Node) -> Iterator[Node]:
     """The running lab. When a test fails the console's end is part of the report."""
@@ -37,6 +42,22 @@ def node(booted_node: Node) -> Iterator[Node]:
         raise BootFailed(f"the lab died:\n{booted_node.machine.console_tail()}")
     yield booted_node
     booted_node.clear_guests()
+
+
+@pytest.fixture(scope="session")
+def untouched(booted_node: Node) -> Turned:
+    """What everything said before pxsched was ever there."""
+    return Product(booted_node).turned()
+
+
+@pytest.fixture
+def product(node: Node, untouched: Turned) -> Iterator[Product]:
+    """pxsched, installed and without settings. After each test nothing may be left turned."""
+    product = Product(node)
+    product.install()
+    yield product
+    product.reset()
+    assert product.turned() == untouched
 
 
 @pytest.hookimpl(hookwrapper=True)

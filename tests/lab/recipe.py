@@ -19,14 +19,15 @@ CPUS = 16
 
 _PACKAGES = """
     busybox-static dbus iproute2 irqbalance kmod linux-image-amd64 numactl nvme-cli pciutils procps
-    psmisc python3 python3-filelock python3-proxmoxer python3-psutil python3-pyroute2
+    psmisc python3 python3-filelock python3-proxmoxer python3-psutil python3-pyroute2 python3-requests
     qemu-system-x86 strace systemd-sysv udev util-linux util-linux-extra zstd
 """
 
 # Services that cost boot time under emulation and do nothing for the lab.
 _MASKED = """
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer e2scrub_all.timer
-    getty@tty1.service ldconfig.service serial-getty@ttyS0.service systemd-logind.service
+    getty@tty1.service ldconfig.service serial-getty@ttyS0.service serial-getty@hvc0.service
+    systemd-logind.service
     systemd-update-utmp.service systemd-networkd.service systemd-networkd.socket
     systemd-binfmt.service proc-sys-fs-binfmt_misc.automount nvmf-autoconnect.service
     nvmefc-boot-connections.service systemd-pcrphase.service systemd-random-seed.service
@@ -101,11 +102,13 @@ After=multi-user.target
 ConditionPathExists=/dev/hvc0
 
 [Service]
-ExecStart=-/sbin/agetty --autologin root --noclear hvc0 xterm
-Type=idle
+ExecStart=-/bin/bash -l
+Environment=TERM=xterm HOME=/root
+WorkingDirectory=/root
 Restart=always
 StandardInput=tty
 StandardOutput=tty
+StandardError=tty
 TTYPath=/dev/hvc0
 TTYReset=yes
 
@@ -142,6 +145,7 @@ def _node_files() -> dict[str, str]:
         "lab/checkout/.keep": "",
         "lab/state/.keep": "",
         "usr/local/bin/qm": "-> /lab/checkout/tests/lab/inside/qm",
+        "usr/bin/pvesh": "-> /lab/checkout/tests/lab/inside/pvesh",
         "usr/bin/kvm": "-> qemu-system-x86_64",
     }
 

@@ -1,0 +1,71 @@
+"""What a node goes through on a bad day."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from lab.node import Node
+from lab.product import HOOK, Product
+
+
+def test_eight_dedicated_vms_started_at_once_never_share_a_cpu(node: Node, product: Product) -> None:
+    product.configure('[defaults]\nclass = "dedicated"\n[node]\nhousekeeping = "0"\n')
+    vmids = range(100, 108)
+    for vmid in vmids:
+        node.rom_guest(vmid, cores=2, hookscript=HOOK)
+    with ThreadPoolExecutor(len(vmids)) as pool:
+        started = list(pool.map(lambda vmid: node.qm("start", str(vmid), timeout_s=400), vmids))
+    for result in started:
+        result.check()
+    placed = {vm["vmid"] for vm in product.json("status")["vms"]}
+    owners: dict[int, int] = {}
+    for vmid in placed:
+        for cpus in node.vcpu_masks(vmid).values():
+            assert len(cpus) == 1
+            (cpu,) = cpus
+            assert owners.setdefault(cpu, vmid) == vmid and list(owners).count(cpu) == 1
+    assert len(owners) == 2 * len(placed)
+    assert len(placed) >= 7, "15 CPUs hold seven such VMs beside housekeeping"
+
+
+def test_a_cpu_goes_offline_under_a_vm_and_returns(node: Node, product: Product) -> None:
+    node.rom_guest(100, affinity="6,13", hookscript=HOOK)
+    node.qm("start", "100").check()
+    online = "/sys/devices/system/cpu/cpu13/online"
+    try:
+        assert node.write(online, "0") == 0
+        product.tick()
+        masks = node.vcpu_masks(100)
+        assert masks[0] == {6}
+        assert 13 not in masks[1] and masks[1]
+    finally:
+        assert node.write(online, "1") == 0
+    product.tick()
+    assert product.vcpus(100) == {0: "6", 1: "13"}
+
+
+def test_a_full_run_keeps_no_vm_from_starting(node: Node, product: Product) -> None:
+    node.rom_guest(100, affinity="6,13", hookscript=HOOK)
+    # Only our part of it: systemd and QEMU need theirs.
+    fill = "dd if=/dev/zero of=/run/pxsched/filler bs=4k 2>/dev/null"
+    node.shell(f"mkdir -p /run/pxsched; mount -t tmpfs -o size=4k,mode=700 tmpfs /run/pxsched; {fill}")
+    try:
+        started = node.qm("start", "100").check()
+        assert "pxsched:" in started.out
+        assert node.pid(100)
+    finally:
+        node.run("umount", "/run/pxsched").check()
+    product.tick()
+    assert product.vcpus(100) == {0: "6", 1: "13"}
+
+
+def test_a_jump_of_the_clock_changes_nothing(node: Node, product: Product) -> None:
+    node.rom_guest(100, affinity="6,13", hookscript=HOOK)
+    node.qm("start", "100").check()
+    now = int(node.run("date", "+%s").check().out)
+    try:
+        for other in (now - 10**7, now + 10**7):
+            node.run("date", "-s", f"@{other}").check()
+            product.tick()
+            assert product.vcpus(100) == {0: "6", 1: "13"}
+            assert len(product.json("status")["vms"]) == 1
+    finally:
+        node.run("date", "-s", f"@{now}").check()
