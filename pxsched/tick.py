@@ -8,30 +8,81 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from pxsched import ledger as ledgers
 from pxsched import node as nodes
 from pxsched import settle
+from pxsched.balancing import Balancer, Result
 from pxsched.errors import UserError
-from pxsched.node import Node
+from pxsched.guest.process import RUN_DIR
+from pxsched.node import Node, Sighting
 from pxsched.root import Root
 from pxsched.settle import Pass
 
 LOCK = "run/pxsched/tick.lock"
+# A fast `watch` looks at everything so often, and whenever a VM came or went; in between it only measures.
+LOOK_PERIOD_S = 5.0
 
 
 class Busy(UserError):
     """Another pass is under way."""
 
 
-def tick(root: Root, environ: Mapping[str, str] = os.environ) -> Pass:
-    """One pass over all VMs. Raises Busy while another is under way, UserError when nothing could be done."""
-    with _alone(root):
-        node = nodes.open_node(root, environ)
-        sightings = settle.sight_all(root, ledgers.peek(root))
-        done = settle.settle(node, sightings, everybody=True)
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What one pass did. settled: None for a pass that only measured."""
+
+    settled: Pass | None
+    balanced: Result | None
+
+
+class Session:
+    """Passes of one process. keep: it will make many, so that counters stay open between them."""
+
+    def __init__(self, root: Root, environ: Mapping[str, str] = os.environ, *, keep: bool = False) -> None:
+        self._root = root
+        self._environ = environ
+        self._balancer = Balancer(root, keep=keep)
+        self._node: Node | None = None
+        self._sightings: list[Sighting] = []
+        self._looked_s = -LOOK_PERIOD_S
+        self._running = 0
+
+    def tick(self) -> Done:
+        """One pass. Raises Busy while another is under way, UserError when nothing could be done."""
+        with _alone(self._root):
+            settled = self._look() if self._is_due() else None
+            node = self._node
+            if node is None or not (node.settings.node.balance_cpu or node.settings.node.balance_memory):
+                return Done(settled, None)
+            ledger = ledgers.peek(self._root)
+            balanced = self._balancer.run(node, ledger, self._sightings)
+            if not self._balancer.complete:
+                self._looked_s = -LOOK_PERIOD_S
+            return Done(settled, balanced)
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._looked_s >= LOOK_PERIOD_S or self._changed() != self._running
+
+    def _look(self) -> Pass:
+        """Looks at all VMs and brings claims and knobs up to date."""
+        self._running = self._changed()
+        self._looked_s = time.monotonic()
+        self._node = node = nodes.open_node(self._root, self._environ)
+        self._sightings = settle.sight_all(self._root, ledgers.peek(self._root))
+        settled = settle.settle(node, self._sightings, everybody=True)
         _describe_capacity(node)
-        return done
+        self._balancer.look(self._sightings)
+        _describe_capacity(node)
+        return settled
+
+    def _changed(self) -> int:
+        """Another number when a pid file came or went."""
+        try:
+            return os.stat(self._root.path(RUN_DIR)).st_mtime_ns
+        except OSError:
+            return 0
 
 
 def _describe_capacity(node: Node) -> None:
@@ -44,13 +95,29 @@ def _describe_capacity(node: Node) -> None:
         print(line, flush=True)
 
 
+def _describe_capacity(node: Node) -> None:
+    """Keeps Karpenter's VM, when that feature is on."""
+    if "karpenter" not in node.settings.features:
+        return
+    from pxsched.karpenter import keep
+
+    for line in keep.tick(node.root, node.topology, node.settings.node):
+        print(line, flush=True)
+
+
+def tick(root: Root, environ: Mapping[str, str] = os.environ) -> Done:
+    """One pass over all VMs. Raises Busy while another is under way, UserError when nothing could be done."""
+    return Session(root, environ).tick()
+
+
 def watch(root: Root, period_s: float) -> None:
     """Ticks for ever, every period_s seconds. What a pass cannot do is said once, and tried again."""
+    session = Session(root, keep=True)
     said = ""
     while True:
         begin = time.monotonic()
         try:
-            report(tick(root))
+            report(session.tick())
             said = ""
         except UserError as error:
             if str(error) != said:
@@ -59,21 +126,25 @@ def watch(root: Root, period_s: float) -> None:
         time.sleep(max(0.0, period_s - (time.monotonic() - begin)))
 
 
-def report(done: Pass) -> None:
+def report(done: Done) -> None:
     """One line, and only when something happened."""
     parts = []
-    if done.changes.placed:
-        parts.append(f"placed VM {', '.join(map(str, done.changes.placed))}")
-    if done.changes.dropped:
-        parts.append(f"let go of VM {', '.join(map(str, done.changes.dropped))}")
-    if done.report.turned:
-        drifted = sum(turn.drifted for turn in done.report.turned)
-        parts.append(
-            f"turned {len(done.report.turned)} knobs" + (f", {drifted} of them again" if drifted else "")
-        )
-    if done.report.restored:
-        parts.append(f"put {len(done.report.restored)} back")
-    parts += done.report.failed
+    if done.settled is not None:
+        changes, turned = done.settled.changes, done.settled.report
+        if changes.placed:
+            parts.append(f"placed VM {', '.join(map(str, changes.placed))}")
+        if changes.dropped:
+            parts.append(f"let go of VM {', '.join(map(str, changes.dropped))}")
+        if turned.turned:
+            drifted = sum(turn.drifted for turn in turned.turned)
+            parts.append(
+                f"turned {len(turned.turned)} knobs" + (f", {drifted} of them again" if drifted else "")
+            )
+        if turned.restored:
+            parts.append(f"put {len(turned.restored)} back")
+        parts += turned.failed
+    if done.balanced is not None:
+        parts += done.balanced.lines
     if parts:
         print("; ".join(parts), flush=True)
 
@@ -82,12 +153,14 @@ def report(done: Pass) -> None:
 def _alone(root: Root) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    os.makedirs(root.path(ledgers.DIR), mode=0o700, exist_ok=True)
-    lock = FileLock(root.path(LOCK))
     try:
+        os.makedirs(root.path(ledgers.DIR), mode=0o700, exist_ok=True)
+        lock = FileLock(root.path(LOCK))
         lock.acquire(timeout=0)
     except Timeout as error:
         raise Busy("another pass is under way") from error
+    except OSError as error:
+        raise UserError(f"cannot use {root.path(ledgers.DIR)}: {error.strerror}") from error
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ class Guest:
 
     minimum_mib, maximum_mib: `balloon` and `memory`. shares: 0 counts as Proxmox's default, 1000.
     nodes: the NUMA nodes its memory is bound to, empty for none. resident_mib: host memory it really holds.
-    excluded: why it is not to be touched, empty when it may be.
+    excluded: why it is not to be touched, empty when it may be. unheard: why it has no statistics now.
     """
 
     vmid: int
@@ -40,6 +40,7 @@ class Guest:
     nodes: frozenset[int] = frozenset()
     resident_mib: float | None = None
     excluded: str = ""
+    unheard: str = ""
 
 
 @dataclass(frozen=True, slots=True)

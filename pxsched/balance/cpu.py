@@ -40,7 +40,8 @@ class Vm:
     """One running VM as the balancer sees it.
 
     vcpus[i]: the CPUs vCPU i may use now. use: what it did in the last interval, None when not known yet.
-    movable: a shared VM whose policy lets its home be moved; pins: its vCPUs are pinned and moved one by one.
+    movable: a shared VM whose policy lets its home be moved; pins: its vCPUs are pinned and moved one by one;
+    wants_pins: they are to be, and still float in its home.
     allowed: the policy's limits. memory_mib: by NUMA node.
     """
 
@@ -50,6 +51,7 @@ class Vm:
     weight: int = 100
     movable: bool = False
     pins: bool = False
+    wants_pins: bool = False
     allowed: frozenset[int] | None = None
     memory_mib: Mapping[int, int] = field(default_factory=dict)
 
@@ -138,9 +140,11 @@ def rebalance(
     state: State,
     settings: NodeSettings,
     now_s: float,
+    *,
+    act: bool = True,
 ) -> Outcome:
     """The moves of one pass. pool: the CPUs shared VMs may use (online, not dedicated, not housekeeping);
-    now_s: CLOCK_MONOTONIC.
+    now_s: CLOCK_MONOTONIC; act: False only measures.
     """
     vms = list(vms)
     records = {vm.vmid: _observe(vm, state.vms.get(vm.vmid)) for vm in vms}
@@ -155,12 +159,33 @@ def rebalance(
         for party in _outstanding(parties, lacks, settings)
         if records[party.vmid].observed_s >= LEAST_OBSERVED_S
     ]
-    moves: tuple[Move, ...] = ()
-    if outstanding:
+    moves = _first_pins(vms, parties, machine) if act else ()
+    if outstanding and act and not moves:
         model = Model(parties, due, lacks, machine, settings.cooldown_s)
         moves = _plan(outstanding, model, settings)
     state = State(_after(records, moves, vms, now_s))
     return Outcome(moves, state, standings, tuple(dict.fromkeys(party.vmid for party in outstanding)))
+
+
+def _first_pins(vms: Sequence[Vm], parties: Sequence[Party], machine: Machine) -> tuple[Move, ...]:
+    """Pins for the vCPUs of VMs that are to be pinned and are not, on the quietest CPUs of their homes."""
+    loads: dict[int, float] = {}
+    moves = []
+    for vm in vms:
+        home = mask_of(frozenset().union(*vm.vcpus)) & machine.pool
+        if not vm.wants_pins or not home:
+            continue
+        if not loads:
+            for party in parties:
+                for cpu in cpus_of(party.home):
+                    loads[cpu] = loads.get(cpu, 0.0) + party.demand / party.home.bit_count()
+        for index, before in enumerate(vm.vcpus):
+            cpu = min(cpus_of(home), key=lambda one: (loads.get(one, 0.0), one))
+            loads[cpu] = loads.get(cpu, 0.0) + 1.0
+            moves.append(
+                Move(vm.vmid, index, before, frozenset((cpu,)), "its profile wants its vCPUs pinned")
+            )
+    return tuple(moves)
 
 
 def _observe(vm: Vm, record: Record | None) -> Record:

@@ -77,7 +77,7 @@ def _why_not(guest: Guest) -> str:
     if guest.minimum_mib >= guest.maximum_mib:
         return "its `balloon` minimum leaves nothing to move"
     if guest.stats is None:
-        return "it gives no statistics: no balloon driver, or not yet"
+        return guest.unheard or "it gives no statistics: no balloon driver, or not yet"
     if guest.stats.age_s > STALE_S:
         return f"its statistics are {guest.stats.age_s:.0f} s old: left at its last value"
     return ""

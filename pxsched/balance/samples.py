@@ -48,7 +48,7 @@ class Reading:
     vmid: int
     start: int
     at_ns: int
-    threads: Mapping[int, Counter]
+    threads: Mapping[int, tuple[int, int]]
     throttled_ns: int = 0
 
 

@@ -1,0 +1,293 @@
+"""Measures the VMs, asks the balancer and the memory coordinator, and turns their answers into claims.
+
+Nothing is turned here: a move is a new home in the ledger, a balloon target a size in it, and reconciling
+does the rest. What has to be remembered between passes lies in /run/pxsched/balance.json; to lose it costs a pass.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from pxsched import claims as claiming
+from pxsched import ledger as ledgers
+from pxsched import measuring, settle
+from pxsched.balance import balloon, cpu, samples
+from pxsched.host import schedstat
+from pxsched.host.schedstat import Wanted
+from pxsched.ledger import Claim, Ledger
+from pxsched.node import Node, Sighting
+from pxsched.reconcile import Report, reconcile
+from pxsched.root import Root
+
+FILE = "run/pxsched/balance.json"
+# Guests report every two seconds; asking oftener shows nothing new and keeps Proxmox from its sockets.
+MEMORY_PERIOD_S = 5.0
+# A fast `watch` writes its state down so often, and whenever something was done.
+SAVE_PERIOD_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one pass moved and why. skipped: guests whose memory is left alone, and the reason."""
+
+    moves: tuple[cpu.Move, ...] = ()
+    balloons: tuple[balloon.BalloonTarget, ...] = ()
+    skipped: Mapping[int, str] = field(default_factory=dict)
+    report: Report = field(default_factory=Report)
+
+    @property
+    def lines(self) -> list[str]:
+        """One sentence for each thing done."""
+        return [
+            *(f"moved VM {move.vmid}: {move.why}" for move in self.moves),
+            *(f"{target.why}: {target.target_mib} MiB" for target in self.balloons),
+            *self.report.failed,
+        ]
+
+
+class Balancer:
+    """What a process needs to balance pass after pass; a timer's process makes only one."""
+
+    def __init__(self, root: Root, *, keep: bool = False) -> None:
+        self._root = root
+        self._reader = schedstat.Reader(root, keep=keep)
+        self._saved_s = -SAVE_PERIOD_S if not keep else time.monotonic()
+        self._memory_s = -MEMORY_PERIOD_S
+        self._keep = keep
+        document = _load(root)
+        self._before = samples.Snapshot.from_json(document.get("samples"))
+        self._cpu = cpu.State.from_json(document.get("cpu"))
+        self._memory = balloon.State.from_json(document.get("memory"))
+        self._last: dict[str, object] = {}
+        known = document.get("last")
+        if isinstance(known, dict):
+            self._last = known
+        self._wanted: tuple[Wanted, ...] = ()
+
+    def look(self, sightings: Sequence[Sighting]) -> None:
+        """Takes note of which threads there are; the passes that follow read their counters only."""
+        self._wanted = tuple(measuring.wanted(sightings))
+
+    def run(self, node: Node, ledger: Ledger, sightings: Sequence[Sighting]) -> Result:
+        """Measures, decides and applies. ledger: as it stands; it is locked only if something is to change.
+
+        Raises UserError when the ledger cannot be used.
+        """
+        now_s = time.monotonic()
+        settings = node.settings.node
+        counters = self._reader.read(self._wanted)
+        interval = samples.between(
+            self._before, measuring.snapshot(self._wanted, counters), measuring.limits(sightings)
+        )
+        self._before = interval.base
+        moves: tuple[cpu.Move, ...] = ()
+        if interval.uses:
+            vms = [
+                vm for sighting in sightings if (vm := measuring.vm(sighting, ledger, interval.uses, node))
+            ]
+            outcome = cpu.rebalance(
+                vms,
+                node.topology,
+                measuring.pool(node, ledger),
+                self._cpu,
+                settings,
+                now_s,
+                act=settings.balance_cpu,
+            )
+            moves, self._cpu = outcome.moves, outcome.state
+            self._last["standings"] = {
+                str(vmid): [round(value, 4) for value in (*standing.rate[:2], standing.due, standing.lack)]
+                for vmid, standing in outcome.standings.items()
+            }
+        memory = self._coordinate(node, ledger, sightings, now_s)
+        result = self._apply(node, ledger, sightings, moves, memory, interval.uses)
+        self._note(result, now_s)
+        return result
+
+    @property
+    def complete(self) -> bool:
+        """Whether every thread that was looked for was found at the last pass."""
+        return all(
+            vm.vmid in self._before.vms and len(self._before.vms[vm.vmid].threads) == len(vm.tids)
+            for vm in self._wanted
+        )
+
+    def _coordinate(
+        self, node: Node, ledger: Ledger, sightings: Sequence[Sighting], now_s: float
+    ) -> balloon.Outcome | None:
+        """The memory coordinator's answer; None where there is nobody to ask, or it is too early."""
+        if not node.settings.node.balance_memory or now_s - self._memory_s < MEMORY_PERIOD_S:
+            return None
+        managed = {
+            sighting.vmid: sighting
+            for sighting in sightings
+            if sighting.process and sighting.machine and sighting.vmid in ledger.claims
+        }
+        if not managed or not self._root.live:
+            return None
+        self._memory_s = now_s
+        from pxsched.balance import memory
+
+        guests = measuring.guests(self._root, ledger, managed)
+        host = measuring.host_memory(self._root, node, guests)
+        if host is None:
+            return None
+        outcome = memory.targets(guests, host, self._memory, node.settings.node, now_s)
+        self._memory = outcome.state
+        return outcome
+
+    def _apply(
+        self,
+        node: Node,
+        ledger: Ledger,
+        sightings: Sequence[Sighting],
+        moves: Sequence[cpu.Move],
+        memory: balloon.Outcome | None,
+        uses: Mapping[int, samples.Use],
+    ) -> Result:
+        """Writes the answers into the ledger, and reconciles the VMs they are about."""
+        loads = _loads(ledger, uses)
+        sizes = _sizes(ledger, memory)
+        if not moves and not loads and not sizes:
+            return Result(skipped=memory.skipped if memory else {})
+        touched = {move.vmid for move in moves} | sizes.keys()
+        with ledgers.locked(node.root) as held:
+            for vmid, load in loads.items():
+                if claim := _same_run(held, ledger, vmid):
+                    held.claims[vmid] = replace(claim, load=load)
+            for vmid, size in sizes.items():
+                if claim := _same_run(held, ledger, vmid):
+                    held.claims[vmid] = replace(claim, balloon_mib=size)
+            made = tuple(move for move in moves if _move(held, ledger, node, move))
+            if not touched:
+                ledgers.save(node.root, held)
+                return Result(skipped=memory.skipped if memory else {})
+            seen = [sighting for sighting in sightings if sighting.vmid in touched]
+            settings, _notes = settle.wanted(node, held, seen)
+            report = reconcile(node.root, held, settings, touched)
+        _forget_told(node.root, ledger)
+        targets = memory.targets if memory else ()
+        return Result(made, targets, memory.skipped if memory else {}, report)
+
+    def _note(self, result: Result, now_s: float) -> None:
+        """Keeps what `status` shows, and writes the state down when it is time."""
+        self._last["at"] = time.time()
+        if result.skipped:
+            self._last["skipped"] = {str(vmid): reason for vmid, reason in result.skipped.items()}
+        if result.lines:
+            self._last["acted_at"] = time.time()
+            self._last["acted"] = result.lines
+        if self._keep and not result.lines and now_s - self._saved_s < SAVE_PERIOD_S:
+            return
+        self._saved_s = now_s
+        _save(
+            self._root,
+            {
+                "schema": 1,
+                "boot_id": _boot_id(self._root),
+                "samples": self._before.to_json(),
+                "cpu": self._cpu.to_json(),
+                "memory": self._memory.to_json(),
+                "last": self._last,
+            },
+        )
+
+
+def last(root: Root) -> dict[str, object]:
+    """What the last pass found and the last one that acted did, for `status`.
+
+    at, acted_at: seconds since 1970. acted: sentences. skipped: why a guest's memory is left alone, by VMID.
+    standings: by VMID, [running, waiting, due in CPUs, contention from 0 to 1].
+    """
+    known = _load(root).get("last")
+    return known if isinstance(known, dict) else {}
+
+
+def _load(root: Root) -> dict[str, object]:
+    """The state of this boot; empty when there is none, or it is damaged."""
+    try:
+        document = json.loads(root.read_bytes(FILE) or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(document, dict) or document.get("boot_id") != _boot_id(root):
+        return {}
+    return document
+
+
+def _save(root: Root, document: Mapping[str, object]) -> None:
+    """A state that cannot be written costs the next pass its measurement, and nothing else."""
+    path = root.path(FILE)
+    try:
+        with open(f"{path}.new", "w") as stream:
+            json.dump(document, stream, separators=(",", ":"))
+        os.replace(f"{path}.new", path)
+    except OSError:
+        pass
+
+
+def _boot_id(root: Root) -> str:
+    return root.read("proc/sys/kernel/random/boot_id") or ""
+
+
+def _sizes(ledger: Ledger, memory: balloon.Outcome | None) -> dict[int, int | None]:
+    """The balloon sizes that change in the ledger; None for guests that are no longer ours."""
+    if memory is None:
+        return {}
+    sizes: dict[int, int | None] = {target.vmid: target.target_mib for target in memory.targets}
+    for vmid, claim in ledger.claims.items():
+        # The coordinator remembers whom it only could not hear.
+        if claim.balloon_mib is not None and vmid in memory.skipped and vmid not in memory.state.guests:
+            sizes[vmid] = None
+    return sizes
+
+
+def _forget_told(root: Root, ledger: Ledger) -> None:
+    from pxsched.knobs import balloon as knob
+
+    knob.forget_others(root, set(ledger.claims))
+
+
+# What changes in the ledger.
+
+
+def _loads(ledger: Ledger, uses: Mapping[int, samples.Use]) -> dict[int, float]:
+    """Measured demands that placement should know of; small changes are not worth a write."""
+    found = {}
+    for vmid, use in uses.items():
+        claim = ledger.claims.get(vmid)
+        demand = round(use.total.demand, 2)
+        if claim is not None and (
+            claim.load is None or abs(claim.load - demand) > max(0.2, 0.25 * claim.load)
+        ):
+            found[vmid] = demand
+    return found
+
+
+def _same_run(held: Ledger, seen: Ledger, vmid: int) -> Claim | None:
+    """The claim as it is now, if it is still of the VM that was looked at."""
+    now, then = held.claims.get(vmid), seen.claims.get(vmid)
+    return now if now is not None and then is not None and now.process == then.process else None
+
+
+def _move(held: Ledger, seen: Ledger, node: Node, move: cpu.Move) -> bool:
+    """Gives a VM its new home, unless it was placed anew meanwhile."""
+    now = _same_run(held, seen, move.vmid)
+    if now is None:
+        return False
+    placement = now.placement
+    if move.vcpu is None:
+        if placement.cpus != move.before:
+            return False
+        nodes = node.topology.nodes_of(move.after) or placement.nodes
+        moved = claiming.moved_to(placement, move.after, nodes, move.why)
+    else:
+        if placement.vcpus[move.vcpu : move.vcpu + 1] != (move.before,):
+            return False
+        vcpus = list(placement.vcpus)
+        vcpus[move.vcpu] = move.after
+        moved = replace(placement, vcpus=tuple(vcpus), why=(move.why, *placement.why[:3]))
+        moved = replace(moved, nodes=node.topology.nodes_of(moved.cpus) or placement.nodes)
+    held.claims[move.vmid] = replace(now, placement=moved)
+    return True

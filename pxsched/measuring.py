@@ -1,0 +1,174 @@
+"""What a pass measures: the VMs' threads and their scopes, guests' balloons, the host's memory; as the values
+that `balance` works on.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from pxsched.balance import balloon, cpu, samples
+from pxsched.guest import balloon as balloons
+from pxsched.guest.config import Machine
+from pxsched.guest.process import Role
+from pxsched.host import cpulist, schedstat
+from pxsched.host.schedstat import Counters, Wanted
+from pxsched.ledger import Claim, Ledger
+from pxsched.node import Node, Sighting
+from pxsched.placement.request import VmClass
+from pxsched.policy import Fair, MemoryMode, Smt
+from pxsched.root import Root
+
+# All guests are asked for their statistics at once, and together get this long.
+PATIENCE_S = 1.0
+
+
+def wanted(sightings: Iterable[Sighting]) -> Iterable[Wanted]:
+    for sighting in sightings:
+        if sighting.process is None:
+            continue
+        vcpus = [thread for thread in sighting.threads if thread.role is Role.VCPU]
+        vcpus.sort(key=lambda thread: min(thread.vcpus, default=0))
+        limited = sighting.machine is not None and sighting.machine.cpu_limit > 0
+        yield Wanted(sighting.vmid, sighting.process, tuple(thread.tid for thread in vcpus), limited)
+
+
+def snapshot(wanted: Iterable[Wanted], counters: Mapping[int, Counters]) -> samples.Snapshot:
+    return samples.Snapshot(
+        {
+            vm.vmid: samples.Reading(
+                vm.vmid, vm.process.start_ticks, found.at_ns, found.threads, found.throttled_ns
+            )
+            for vm in wanted
+            if (found := counters.get(vm.vmid)) is not None
+        }
+    )
+
+
+def limits(sightings: Iterable[Sighting]) -> dict[int, float]:
+    return {
+        sighting.vmid: sighting.machine.cpu_limit
+        for sighting in sightings
+        if sighting.machine is not None and sighting.machine.cpu_limit > 0
+    }
+
+
+def pool(node: Node, ledger: Ledger) -> frozenset[int]:
+    """The CPUs that shared VMs may use: online, not the host's by the admin's word, and nobody's own."""
+    topology = node.topology
+    taken = set(topology.isolated)
+    if node.settings.node.housekeeping:
+        taken |= cpulist.parse(node.settings.node.housekeeping)
+    for claim in ledger.claims.values():
+        if claim.placement.vm_class is VmClass.DEDICATED:
+            taken |= claim.placement.cpus
+            if claim.policy.smt is Smt.ISOLATE:
+                taken.update(*(topology.cpus[own].siblings for own in claim.placement.cpus & topology.online))
+    return topology.online - taken
+
+
+def vm(sighting: Sighting, ledger: Ledger, uses: Mapping[int, samples.Use], node: Node) -> cpu.Vm | None:
+    """One VM as the balancer sees it; those we do not place are load where their `affinity` says."""
+    claim, machine = ledger.claims.get(sighting.vmid), sighting.machine
+    if sighting.process is None:
+        return None
+    use = uses.get(sighting.vmid)
+    if claim is None:
+        cpus = frozenset(machine.affinity) if machine and machine.affinity else node.topology.online
+        count = len(use.rates) if use else 1
+        return cpu.Vm(sighting.vmid, (cpus,) * count, use, machine.weight if machine else 100)
+    policy, placement = claim.policy, claim.placement
+    movable = placement.vm_class is VmClass.SHARED and policy.vcpu and policy.fair is not Fair.OFF
+    pinned = all(len(cpus) == 1 for cpus in placement.vcpus)
+    nodes = placement.nodes
+    return cpu.Vm(
+        sighting.vmid,
+        placement.vcpus,
+        use,
+        weight=claim.weight,
+        movable=movable,
+        pins=movable and policy.fair is Fair.PIN and pinned,
+        wants_pins=movable and policy.fair is Fair.PIN and not pinned,
+        allowed=_allowed(claim, node),
+        memory_mib={one: claim.memory_mib // len(nodes) for one in nodes},
+    )
+
+
+def _allowed(claim: Claim, node: Node) -> frozenset[int] | None:
+    policy = claim.policy
+    if not policy.cpus and not policy.nodes:
+        return None
+    allowed = cpulist.parse(policy.cpus) if policy.cpus else node.topology.online
+    if policy.nodes:
+        wanted = cpulist.parse(policy.nodes)
+        allowed &= frozenset(cpu for one in node.topology.nodes if one.id in wanted for cpu in one.cpus)
+    return allowed
+
+
+def guests(root: Root, ledger: Ledger, managed: Mapping[int, Sighting]) -> list[balloon.Guest]:
+    excluded = {}
+    for vmid, sighting in managed.items():
+        assert sighting.machine is not None
+        excluded[vmid] = _excluded(sighting.machine, ledger.claims[vmid])
+    busy = {
+        vmid: f"it is locked: {one.machine.lock}"
+        for vmid, one in managed.items()
+        if one.machine and one.machine.lock
+    }
+    asked = [vmid for vmid, reason in excluded.items() if not reason and vmid not in busy]
+    answers = balloons.read_all(root, asked, patience_s=PATIENCE_S) | busy
+    found = []
+    for vmid, sighting in managed.items():
+        machine, process, claim = sighting.machine, sighting.process, ledger.claims[vmid]
+        assert machine is not None and process is not None
+        answer = answers.get(vmid, "")
+        heard = isinstance(answer, balloons.Reading)
+        found.append(
+            balloon.Guest(
+                vmid,
+                process.start_ticks,
+                answer.actual_mib if isinstance(answer, balloons.Reading) else machine.memory_mib,
+                machine.balloon_mib or machine.memory_mib,
+                machine.memory_mib,
+                _stats(answer),
+                claim.policy,
+                machine.shares,
+                claim.placement.nodes if claim.policy.memory is MemoryMode.STRICT else frozenset(),
+                schedstat.resident_mib(root, process.pid),
+                excluded[vmid],
+                "" if heard else str(answer),
+            )
+        )
+    return found
+
+
+def _stats(answer: "balloons.Reading | str") -> balloon.Stats | None:
+    if isinstance(answer, str) or answer.age_s is None:
+        return None
+    return balloon.Stats(
+        answer.total_mib, answer.available_mib, answer.swapped_mib, answer.major_faults, answer.age_s
+    )
+
+
+def _excluded(machine: Machine, claim: Claim) -> str:
+    """Why a guest's balloon is not ours to move; empty when it is."""
+    if not claim.policy.balloon:
+        return "its policy says so"
+    if machine.balloon_mib == 0:
+        return "it has no balloon"
+    if machine.balloon_mib is None or machine.balloon_mib >= machine.memory_mib:
+        return "its `balloon` minimum is all its memory"
+    if machine.shares > 0:
+        return "Proxmox balances it itself; with `shares: 0` it would be ours"
+    if machine.hostpci:
+        return "its memory is pinned by passed-through devices"
+    if machine.hugepage_mib is not None:
+        return "it has huge pages"
+    return ""
+
+
+def host_memory(root: Root, node: Node, guests: Iterable[balloon.Guest]) -> balloon.Host | None:
+    found = schedstat.host_memory(root)
+    if found is None:
+        return None
+    nodes: dict[int, float] = {}
+    if any(guest.nodes for guest in guests):
+        nodes = {one.id: float(one.free_mib) for one in node.memory}
+    return balloon.Host(found.total_mib, found.available_mib, found.stalled, nodes)
