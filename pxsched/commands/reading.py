@@ -172,11 +172,14 @@ def run_status(options: argparse.Namespace) -> int:
             }
         )
         return Exit.DONE
-    from pxsched.report import text
+    from pxsched.report import devices, text
 
     for warning in ledger.warnings:
         print(f"warning: {warning}")
     print(text.status(claims, entries, states))
+    for claim in claims:
+        for line in devices.lines(claim.vmid, devices.document(options.root, claim)):
+            print(line)
     return Exit.DONE
 
 
@@ -188,12 +191,15 @@ def _now(root: Root, key: str, entry: Entry) -> str | None:
 
 
 def _status_document(root: Root, claim: Claim) -> dict[str, Any]:
+    from pxsched.report import devices
+
     return {
         **claim_document(claim),
         "state": claim.state,
         "pid": claim.process.pid if claim.process else None,
         "run_delay": planning.run_delay(root, claim),
         "load": claim.load,
+        "devices": devices.document(root, claim),
         "balloon": None,
     }
 

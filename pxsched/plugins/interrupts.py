@@ -133,7 +133,7 @@ def notes(vm: VmView, host: HostView) -> Iterator[str]:
     """What a person should know of this VM's interrupts, one line each."""
     if not vm.claim.policy.interrupts or not vm.interrupts:
         return
-    strays = [stray for stray in vm.interrupts if _astray(stray)]
+    strays = [stray for stray in vm.interrupts if astray(stray)]
     if strays:
         worst = strays[0]
         yield (
@@ -146,7 +146,8 @@ def notes(vm: VmView, host: HostView) -> Iterator[str]:
             yield f"VM {vm.vmid}: {kept} interrupts stay in irqbalance's hands, its list of bans is full"
 
 
-def _astray(interrupt: Interrupt) -> bool:
+def astray(interrupt: Interrupt) -> bool:
+    """Whether the hardware uses CPUs that nobody asked for."""
     if not interrupt.effective or not interrupt.affinity:
         return False
     return not cpulist.parse(interrupt.effective) <= cpulist.parse(interrupt.affinity)
