@@ -177,7 +177,7 @@ def _load(root: Root, *, set_aside: bool) -> Ledger:
             continue
         try:
             ledger = _loads(data, _boot_id(root))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError) as error:
             aside = f"{file}.damaged"
             if set_aside:
                 os.replace(root.path(file), root.path(aside))
@@ -229,7 +229,21 @@ def _claim_out(claim: Claim) -> dict[str, Any]:
     }
 
 
+_CLAIM_TYPES = {
+    "inherited": str, "signature": str, "source": str, "hookscript": str,
+    "memory_mib": int, "weight": int, "since_ns": int,
+}  # fmt: skip
+
+
 def _claim_in(vmid: int, body: Mapping[str, Any]) -> Claim:
+    """Raises what a wrong kind of value leads to: it must not surface later, in the middle of a pass."""
+    for name, kind in _CLAIM_TYPES.items():
+        if type(body[name]) is not kind:
+            raise TypeError(f"{name} of VM {vmid}")
+    if type(body["balloon_mib"]) not in (int, type(None)):
+        raise TypeError(f"balloon of VM {vmid}")
+    if not all(type(line) is str for line in body["why"]):
+        raise TypeError(f"why of VM {vmid}")
     placement = Placement(
         vmid,
         VmClass(body["class"]),
@@ -251,7 +265,7 @@ def _claim_in(vmid: int, body: Mapping[str, Any]) -> Claim:
         memory_mib=body["memory_mib"],
         weight=body["weight"],
         since_ns=body["since_ns"],
-        load=body["load"],
+        load=None if body["load"] is None else float(body["load"]),
         balloon_mib=body.get("balloon_mib"),
     )
 
@@ -306,5 +320,10 @@ def _entry_out(entry: Entry) -> list[Any]:
     ]  # fmt: skip
 
 
+_ENTRY_TYPES = tuple([int, str, str, str, int, drifted, int, str] for drifted in (int, type(None)))
+
+
 def _entry_in(body: Any) -> Entry:
+    if [type(value) for value in body] not in _ENTRY_TYPES:
+        raise TypeError("a knob's entry")
     return Entry(*body)

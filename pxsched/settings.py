@@ -75,23 +75,27 @@ def load(root: Root, environ: Mapping[str, str] = os.environ) -> Settings:
         node_settings = replace(node_settings, governor_free=upper["CPU_GOVERNOR_FREE"])
     profiles = {}
     for name, table in tables["profile"].items():
-        body = dict(table) if isinstance(table, dict) else {}
-        tag = body.pop("tag", False) is True
+        body = _table(table, f"[profile.{name}]", warnings)
+        tag = body.pop("tag", False)
+        if not isinstance(tag, bool):
+            warnings.append(f"[profile.{name}] tag: neither true nor false; no tag chooses it")
+            tag = False
         profiles[name] = Profile(_build(Policy, body, f"[profile.{name}]", warnings), tag)
     vms: dict[int, Mapping[str, Any]] = {}
     vm_profiles: dict[int, str] = {}
     for name, table in tables["vm"].items():
-        body = dict(table) if isinstance(table, dict) else {}
+        body = _table(table, f"[vm.{name}]", warnings)
         if not re.fullmatch(r"[1-9]\d{2,8}", name, re.ASCII):
             warnings.append(f"[vm.{name}]: {name!r} is no VMID")
             continue
         profile = body.pop("profile", None)
         if isinstance(profile, str) and profile in profiles:
             vm_profiles[int(name)] = profile
+        elif isinstance(profile, str):
+            near = _nearest(profile, profiles)
+            warnings.append(f"[vm.{name}] profile: there is no profile {profile!r}{near}")
         elif profile is not None:
-            warnings.append(
-                f"[vm.{name}] profile: there is no profile {profile!r}{_nearest(profile, profiles)}"
-            )
+            warnings.append(f"[vm.{name}] profile: not a profile's name")
         vms[int(name)] = _build(Policy, body, f"[vm.{name}]", warnings)
     return Settings(
         node=node_settings,
@@ -103,6 +107,13 @@ def load(root: Root, environ: Mapping[str, str] = os.environ) -> Settings:
         governor_busy=upper.get("CPU_GOVERNOR_BUSY", ""),
         warnings=tuple(warnings),
     )
+
+
+def _table(value: object, where: str, warnings: list[str]) -> dict[str, object]:
+    if isinstance(value, dict):
+        return dict(value)
+    warnings.append(f"{where}: not a table of settings")
+    return {}
 
 
 def _build(
@@ -122,10 +133,10 @@ def _build(
     return values
 
 
-def _nearest(name: object, known: Iterable[str]) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
     import difflib
 
-    close = difflib.get_close_matches(str(name), list(known), n=1)
+    close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -137,7 +148,7 @@ def _read_toml(root: Root, file: str, warnings: list[str]) -> Mapping[str, objec
 
     try:
         return tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or a number of thousands of digits
         warnings.append(f"/{file}: {error}; the file is ignored")
         return {}
 

@@ -18,8 +18,10 @@ MANY = "ten thousand examples"
 
 _UNHURRIED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 settings.register_profile("default", max_examples=60, deadline=None, suppress_health_check=_UNHURRIED)
-settings.register_profile("slow", max_examples=10_000, deadline=None, suppress_health_check=_UNHURRIED)
 settings.load_profile("default")
+THOROUGH = settings(max_examples=10_000, deadline=None, suppress_health_check=_UNHURRIED)
+# Where hypothesis keeps the settings of a test; it offers no way to change them between two runs of one test.
+_KEPT = "_hypothesis_internal_use_settings"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -29,9 +31,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    callspec = getattr(item, "callspec", None)
-    many = callspec is not None and callspec.params.get("effort") == MANY
-    settings.load_profile("slow" if many else "default")
+    effort = item.callspec.params.get("effort") if hasattr(item, "callspec") else None
+    if effort is not None:
+        assert hasattr(item.obj, _KEPT), "this version of hypothesis keeps its settings elsewhere"
+        setattr(item.obj, _KEPT, THOROUGH if effort == MANY else settings.default)
 
 
 @pytest.fixture(scope="session")
