@@ -53,11 +53,16 @@ def cache() -> Path:
 @functools.cache
 def files() -> tuple[str, str]:
     """Kernel and first root, made if need be. Raises UserError where they cannot be had."""
-    kernel = _kernel()
-    data = _first_root(kernel)
-    path = cache() / f"root-{hashlib.sha256(data).hexdigest()[:16]}.cpio"
-    if not path.exists():
-        _write_whole(path, data)
+    try:
+        kernel = _kernel()
+        data = _first_root(kernel)
+        path = cache() / f"root-{hashlib.sha256(data).hexdigest()[:16]}.cpio"
+        if not path.exists():
+            _write_whole(path, data)
+    except OSError as error:
+        raise UserError(
+            f"no files for a Linux guest: {error}", hint="PXSCHED_CACHE names another place"
+        ) from error
     return str(kernel.image), str(path)
 
 
