@@ -1,7 +1,7 @@
 """Measures the VMs, asks the balancer and the memory coordinator, and turns their answers into claims.
 
 Nothing is turned here: a move is a new home in the ledger, a balloon target a size in it, and reconciling
-does the rest. What has to be remembered between passes lies in /run/pxsched/balance.json; to lose it costs a pass.
+does the rest. What is remembered between passes lies in /run/pxsched/balance.json; losing it costs a pass.
 """
 
 import json
@@ -182,6 +182,9 @@ class Balancer:
         if self._keep and not result.lines and now_s - self._saved_s < SAVE_PERIOD_S:
             return
         self._saved_s = now_s
+        if not self._before.vms:
+            _remove(self._root)
+            return
         _save(
             self._root,
             {
@@ -223,6 +226,13 @@ def _save(root: Root, document: Mapping[str, object]) -> None:
         with open(f"{path}.new", "w") as stream:
             json.dump(document, stream, separators=(",", ":"))
         os.replace(f"{path}.new", path)
+    except OSError:
+        pass
+
+
+def _remove(root: Root) -> None:
+    try:
+        os.unlink(root.path(FILE))
     except OSError:
         pass
 

@@ -72,7 +72,6 @@ class Session:
         self._node = node = nodes.open_node(self._root, self._environ)
         self._sightings = settle.sight_all(self._root, ledgers.peek(self._root))
         settled = settle.settle(node, self._sightings, everybody=True)
-        _describe_capacity(node)
         self._balancer.look(self._sightings)
         _describe_capacity(node)
         return settled
@@ -83,16 +82,6 @@ class Session:
             return os.stat(self._root.path(RUN_DIR)).st_mtime_ns
         except OSError:
             return 0
-
-
-def _describe_capacity(node: Node) -> None:
-    """Keeps Karpenter's VM, when that feature is on."""
-    if "karpenter" not in node.settings.features:
-        return
-    from pxsched.karpenter import keep
-
-    for line in keep.tick(node.root, node.topology, node.settings.node):
-        print(line, flush=True)
 
 
 def _describe_capacity(node: Node) -> None:
