@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -97,7 +98,8 @@ def _shell(directory: Path | None) -> int:
         script = sandbox.node.path("usr/bin/qm")
         package = Path(__file__).parents[2]
         script.write_text(
-            f'#!/bin/sh\nPYTHONPATH={package} exec {sys.executable} -m pxsched.sandbox.commands qm "$@"\n'
+            f"#!/bin/sh\nPYTHONPATH={shlex.quote(str(package))} "
+            f'exec {shlex.quote(sys.executable)} -m pxsched.sandbox.commands qm "$@"\n'
         )
         script.chmod(0o755)
         environment = {
