@@ -240,7 +240,7 @@ def _claim_in(vmid: int, body: Mapping[str, Any]) -> Claim:
     for name, kind in _CLAIM_TYPES.items():
         if type(body[name]) is not kind:
             raise TypeError(f"{name} of VM {vmid}")
-    if type(body["balloon_mib"]) not in (int, type(None)):
+    if type(body.get("balloon_mib")) not in (int, type(None)):
         raise TypeError(f"balloon of VM {vmid}")
     if not all(type(line) is str for line in body["why"]):
         raise TypeError(f"why of VM {vmid}")

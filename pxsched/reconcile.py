@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from pxsched import ledger as ledgers
+from pxsched.errors import UserError
 from pxsched.knobs import knob as knobs
 from pxsched.knobs.knob import Gone, Knob, Rank
 from pxsched.ledger import Entry, Ledger
@@ -127,7 +128,7 @@ def _restore(root: Root, ledger: Ledger, keys: list[str], report: Report) -> Non
             knob.write(root, entry.original)
         except Gone:
             pass
-        except ValueError as error:
+        except (ValueError, UserError) as error:  # an entry that is not ours, or not this version's
             report.failed.append(f"{key}: {error}")
         except OSError as error:
             if not _already(root, knob, entry.original):
