@@ -8,7 +8,7 @@ Rules: qemu-server PVE::QemuServer::PCI, pve-guest-common PVE::Mapping::PCI and 
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import pairwise
 
 from pxsched.guest.config import Machine, property_string
@@ -106,31 +106,27 @@ def _of_command_line(root: Root, pid: int) -> list[tuple[str, str]]:
     if b"vfio-pci" not in data:
         return []
     arguments = data.decode("utf-8", "replace").split("\0")
-    found = []
-    for flag, value in pairwise(arguments):
-        if flag == "-device":
-            found += [_vfio(root, values) for values in _device_argument(value)]
+    found = (_vfio(root, _device_argument(value)) for flag, value in pairwise(arguments) if flag == "-device")
     return [entry for entry in found if entry[0]]
 
 
-def _device_argument(text: str) -> Iterator[dict[str, str]]:
-    """QEMU takes `driver,key=value,...` and JSON. Yields nothing for drivers other than vfio-pci."""
+def _device_argument(text: str) -> dict[str, str]:
+    """QEMU takes `driver,key=value,...` and JSON; what is neither has no properties."""
     if text.startswith("{"):
         try:
             document = json.loads(text)
         except (ValueError, RecursionError):
-            return
-        values = {str(key): str(value) for key, value in document.items()}
-    else:
-        values = {"driver": text.partition(",")[0]}
-        for part in text.split(",")[1:]:
-            key, _, value = part.partition("=")
-            values[key] = value
-    if values.get("driver", "").startswith("vfio-pci"):
-        yield values
+            return {}
+        return {str(key): str(value) for key, value in document.items()}
+    driver, *properties = text.split(",")
+    pairs = (part.partition("=") for part in properties)
+    return {"driver": driver} | {key: value for key, _, value in pairs}
 
 
 def _vfio(root: Root, values: dict[str, str]) -> tuple[str, str]:
+    """Address and UUID of a vfio device; two empty words for any other."""
+    if not values.get("driver", "").startswith("vfio-pci"):
+        return "", ""
     if host := values.get("host", "").lower():
         if not re.match(r"[0-9a-f]{4,8}:[0-9a-f]{2}:", host):
             host = f"0000:{host}"

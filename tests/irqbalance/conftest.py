@@ -50,7 +50,7 @@ class Irqbalance:
         self.root = Root(f"/proc/{self.process.pid}/root")
         self.wait(lambda: self.process.poll() is not None or irqbalance.look(self.root) is not None)
         if self.process.poll() is not None:
-            pytest.skip("irqbalance finds nothing to balance on this machine")
+            pytest.skip(f"irqbalance does not run on this machine (exit {self.process.returncode})")
 
     def stop(self) -> None:
         self.process.kill()

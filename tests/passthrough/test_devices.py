@@ -5,6 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pxsched.guest import config, passthrough
 from pxsched.guest.config import Machine
@@ -168,6 +170,22 @@ class TestARunningVm:
     def test_nonsense_on_the_command_line_is_no_device(self, pci: PciMachine, argument: str) -> None:
         command_line(pci, argument)
         assert passthrough.of_vm(pci.root, 100, machine(), QEMU) == ()
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(words=st.lists(st.one_of(st.text(), st.sampled_from(["-device", '{"driver":"vfio-pci","host":"']))))
+def test_no_command_line_makes_it_fail(pci: PciMachine, words: list[str]) -> None:
+    command_line(pci, "vfio-pci", *words)
+    assert passthrough.of_vm(pci.root, 100, machine(), QEMU) == ()
+
+
+@settings(max_examples=60)
+@given(
+    text=st.lists(st.one_of(st.text(), st.sampled_from(["fastnic", "\n", "\tmap ", "node=pve1,", "path=0"])))
+)
+def test_no_mapping_file_makes_it_fail(text: list[str]) -> None:
+    found = passthrough.mapped("".join(text), {"fastnic"}, "pve1")
+    assert all(devices.FUNCTION.fullmatch(path) or devices.SLOT.fullmatch(path) for path in found)
 
 
 def test_a_real_machines_devices_sit_where_an_independent_capture_says(tmp_path: Path) -> None:
