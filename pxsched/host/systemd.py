@@ -46,8 +46,8 @@ def runtime_property(root: Root, unit: str, name: str) -> str:
 
 def forget_property(root: Root, unit: str, name: str) -> None:
     """Takes a property away, and with it the file that would go on to say that it is empty: a reload, which
-    takes long, would find nothing new. What the property did to the unit's cgroup stays as long as others need
-    the same controller, which is the caller's to clear. Raises NoSuchUnit and OSError.
+    takes long, would find nothing new. What the property did to the unit's cgroup stays as long as others
+    need the same controller, which is the caller's to clear. Raises NoSuchUnit and OSError.
     """
     set_property(root, unit, name, "")
     path = drop_in(root, unit, name)
