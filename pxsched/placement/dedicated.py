@@ -14,7 +14,7 @@ from typing import NamedTuple
 from pxsched.placement import explanation, memory
 from pxsched.placement.fixed import emulator
 from pxsched.placement.kinds import Variant, variants
-from pxsched.placement.layout import Part, assignments, deal, parts_of, unevenness, units
+from pxsched.placement.layout import Part, Price, assignments, deal, parts_of, unevenness, whole_sockets
 from pxsched.placement.machine import Machine, bits, machine_of, mask_of, remoteness
 from pxsched.placement.occupancy import Occupancy, occupancy, offered
 from pxsched.placement.request import Holding, Host, Placement, Refused, Request, VmClass
@@ -31,6 +31,7 @@ class Score(NamedTuple):
     devices: int
     groups: int
     joined: int
+    torn: int
     kinds: tuple[int, int]
     room: tuple[float, ...]
     order: tuple[int, ...]
@@ -38,7 +39,7 @@ class Score(NamedTuple):
     @property
     def rules(self) -> tuple[object, ...]:
         """What must be as good for a VM to get back what it had."""
-        return self[:7]
+        return self[:8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,17 +165,24 @@ class Search:
     ) -> tuple[int, ...] | None:
         if len(nodes) == 1:
             return (self.request.vcpus,)
-        room = [capacity[node] for node in nodes]
+        # Where it makes no difference to the VM, the emptiest node gets most.
+        order = sorted(nodes, key=lambda node: (self._used[node], node))
+        room = [capacity[node] for node in order]
 
-        def price(position: int, count: int) -> int:
-            chosen = self._fill(nodes[position], count, variant)
-            return 1 << 16 if chosen is None else len(chosen.groups)
+        def pricing(position: int, count: int) -> Price | None:
+            chosen = self._fill(order[position], count, variant)
+            if chosen is None:
+                return None
+            torn = int(count % self.threads > 0)
+            return Price((len(chosen.groups), chosen.joined), torn, (chosen.broken, chosen.leftover))
 
-        for unit in units(self.request, self.threads):
-            counts = deal(room, self.request.vcpus, unit, price)
-            if counts is not None:
-                return counts
-        return None
+        counts = whole_sockets(room, self.request, pricing) or deal(
+            room, self.request.vcpus, self.threads, pricing
+        )
+        if counts is None:
+            return None
+        share = dict(zip(order, counts, strict=True))
+        return tuple(share[node] for node in nodes)
 
     def _fill(self, node: int, count: int, variant: Variant) -> Fill | None:
         key = (node, count, variant.mask)
@@ -222,6 +230,7 @@ class Search:
             devices=self._devices(nodes),
             groups=len(frozenset().union(*(chosen.groups for chosen in sound))),
             joined=sum(chosen.joined for chosen in sound),
+            torn=sum(len(home) % self.threads > 0 for home in homes),
             kinds=variant.rank,
             room=self._room(nodes, homes, sound),
             order=nodes,

@@ -57,13 +57,14 @@ def place_constrained(host: Host, holdings: Sequence[Holding], request: Request)
 
 
 def emulator(host: Host, nodes: frozenset[int], own: frozenset[int]) -> frozenset[int]:
-    """Housekeeping CPUs of the VM's nodes; its own CPUs where there are none."""
+    """Housekeeping CPUs of the VM's nodes, besides its own if possible; its own where there are none."""
     near = frozenset(
         cpu
         for cpu in host.housekeeping
         if cpu in host.topology.cpus and host.topology.cpus[cpu].node in nodes
     )
-    return near & host.topology.online or own
+    near &= host.topology.online
+    return near - own or near or own
 
 
 def _nodes(host: Host, request: Request, cpus: frozenset[int]) -> frozenset[int]:

@@ -53,45 +53,83 @@ def level(capacities: Sequence[int], count: int) -> list[int] | None:
     return shares
 
 
-def units(request: Request, threads: int) -> tuple[int, ...]:
-    """The pieces in which vCPUs are dealt out, largest first: guest sockets, cores, single vCPUs."""
-    socket = request.vcpus // request.sockets if request.sockets > 1 else 0
-    whole = [socket] if socket and not request.vcpus % request.sockets else []
-    return tuple(dict.fromkeys([*whole, threads, 1]))
+def sockets(request: Request) -> int:
+    """vCPUs of a guest socket; 0 where it has but one, or they do not come out even."""
+    even = request.sockets > 1 and not request.vcpus % request.sockets
+    return request.vcpus // request.sockets if even else 0
 
 
-def deal(
-    capacities: Sequence[int], count: int, unit: int, price: Callable[[int, int], int]
-) -> tuple[int, ...] | None:
-    """vCPUs for each node, in whole units; None when that cannot be.
-
-    price(node position, vCPUs): the L3 groups that so many vCPUs need there; the surplus units go where they
-    add fewest.
+@dataclass(frozen=True, slots=True, order=True)
+class Price:
+    """What a division costs; smaller is better. groups: L3 groups, then cores joined with other VMs.
+    torn: shares that tear the siblings of a core apart. room: whole groups broken, then CPUs left over.
     """
-    whole, rest = divmod(count, unit)
-    if whole < len(capacities) and unit > 1:
+
+    groups: tuple[int, int] = (0, 0)
+    torn: int = 0
+    room: tuple[int, int] = (0, 0)
+
+    def __add__(self, other: "Price") -> "Price":
+        return Price(
+            (self.groups[0] + other.groups[0], self.groups[1] + other.groups[1]),
+            self.torn + other.torn,
+            (self.room[0] + other.room[0], self.room[1] + other.room[1]),
+        )
+
+
+# The price of so many vCPUs on the node at a position; None when they do not fit.
+Pricing = Callable[[int, int], Price | None]
+Division = tuple[Price, tuple[int, ...]]
+
+
+def whole_sockets(capacities: Sequence[int], request: Request, pricing: Pricing) -> tuple[int, ...] | None:
+    """vCPUs for each node so that no guest socket is torn; None when that cannot be."""
+    size = sockets(request)
+    if not size or request.sockets < len(capacities):
         return None
-    room = [capacity // unit for capacity in capacities]
-    shares = level(room, whole)
-    if shares is None:
+    room = [capacity // size for capacity in capacities]
+    counts = deal(room, request.sockets, 1, lambda position, count: pricing(position, count * size))
+    return None if counts is None else tuple(count * size for count in counts)
+
+
+def deal(capacities: Sequence[int], count: int, threads: int, pricing: Pricing) -> tuple[int, ...] | None:
+    """`count` vCPUs over nodes, as evenly as they allow and at the lowest price; None when it does not fit.
+
+    Nodes with room enough may differ by one core of `threads`. Where nothing else decides, the division is
+    the most even one, and the first nodes get most.
+    """
+    even = level(capacities, count)
+    if even is None:
         return None
-    low = min((share for share, most in zip(shares, room, strict=True) if share < most), default=None)
-    counts = [share * unit for share in shares]
-    if low is not None:
-        raised = [i for i, share in enumerate(shares) if share == low + 1]
-        open_ = [i for i, share in enumerate(shares) if share in (low, low + 1) and room[i] > low]
-        base = low * unit
-        if raised and len(open_) > len(raised):
-            open_.sort(key=lambda i: (price(i, base + unit) - price(i, base), i))
-            for rank, index in enumerate(open_):
-                counts[index] = base + (unit if rank < len(raised) else 0)
-    if rest:
-        fitting = [i for i, most in enumerate(capacities) if most - counts[i] >= rest]
-        if not fitting:
-            return None
-        best = min(fitting, key=lambda i: (price(i, counts[i] + rest) - price(i, counts[i]), counts[i], i))
-        counts[best] += rest
-    return tuple(counts)
+    found: list[Division] = []
+    for low in range(max(0, max(even) - threads), max(even) + 1):
+        found += _window(capacities, count, low, low + threads, pricing)
+    best = min(
+        found, key=lambda way: (way[0], max(way[1]) - min(way[1]), [-share for share in way[1]]), default=None
+    )
+    return None if best is None else best[1]
+
+
+def _window(capacities: Sequence[int], count: int, low: int, high: int, pricing: Pricing) -> list[Division]:
+    """The cheapest way to give every node from `low` to `high` vCPUs, or all it has room for, if any."""
+    reached: dict[int, Division] = {0: (Price(), ())}
+    left = [sum(min(most, high) for most in capacities[i + 1 :]) for i in range(len(capacities))]
+    for position, most in enumerate(capacities):
+        after: dict[int, Division] = {}
+        for share in range(min(most, low), min(most, high) + 1):
+            price = pricing(position, share)
+            if price is None:
+                continue
+            for given, (paid, shares) in reached.items():
+                total = given + share
+                if total > count or total + left[position] < count:
+                    continue
+                way = (paid + price, (*shares, share))
+                # Of equals the one where earlier nodes have more.
+                if total not in after or (way[0], after[total][1]) < (after[total][0], way[1]):
+                    after[total] = way
+        reached = after
+    return [reached[count]] if count in reached else []
 
 
 def unevenness(capacities: Sequence[int], count: int) -> int:

@@ -82,15 +82,16 @@ def fill(stocks: Sequence[Stock], count: int, touched: int) -> Fill | None:
     chosen = _groups(stocks, count)
     if chosen is None:
         return None
-    # The group that keeps free CPUs is the one with most of them: the others are used up.
-    chosen = sorted(chosen, key=lambda stock: (stock.capacity, stock.cell.mask & -stock.cell.mask))
+    leftover = sum(stock.capacity for stock in chosen) - count
+    # All are used up but the last, which keeps what is left over: the one where that spares most cores of
+    # others, of these one that is broken already.
+    chosen = sorted(chosen, key=lambda stock: _sparing(stock, leftover))
     mask, left = 0, count
     for stock in chosen:
         part = min(left, stock.capacity)
         mask |= _cores(stock, part, touched)
         left -= part
     last = chosen[-1]
-    leftover = sum(stock.capacity for stock in chosen) - count
     return Fill(
         mask=mask,
         groups=frozenset(stock.cell.group for stock in chosen),
@@ -102,7 +103,9 @@ def fill(stocks: Sequence[Stock], count: int, touched: int) -> Fill | None:
 
 
 def _groups(stocks: Sequence[Stock], count: int) -> list[Stock] | None:
-    """The fewest groups that hold `count`; among those sets the one with fewest CPUs to spare."""
+    """The fewest groups that hold `count`; among those sets the one that joins fewest cores of others, breaks
+    no whole group, disturbs least, and has fewest CPUs to spare.
+    """
     largest = sorted((stock.capacity for stock in stocks), reverse=True)
     fewest = total = 0
     while total < count:
@@ -110,12 +113,26 @@ def _groups(stocks: Sequence[Stock], count: int) -> list[Stock] | None:
             return None
         total += largest[fewest]
         fewest += 1
-    # Those that are better kept come last, for the walk below leaves out what it can, from the end.
-    ordered = sorted(stocks, key=_keeping)
     if fewest == 1:
-        fitting = [stock for stock in ordered if stock.capacity >= count]
-        return [min(fitting, key=lambda stock: (max(0, count - stock.alone), stock.capacity))]
-    return _exactly(ordered, fewest, count)
+        fitting = [stock for stock in stocks if stock.capacity >= count]
+        return [min(fitting, key=lambda stock: _single(stock, count))]
+    if sum(stock.alone for stock in stocks) < sum(largest):
+        emptiest = sorted(stocks, key=lambda stock: (-stock.alone, -stock.capacity))[:fewest]
+        if sum(stock.capacity for stock in emptiest) >= count:
+            return emptiest
+    # Those that are better kept come last, for the walk leaves out what it can, from the end.
+    return _exactly(sorted(stocks, key=_keeping), fewest, count)
+
+
+def _single(stock: Stock, count: int) -> tuple[int, bool, float, int, int]:
+    breaks = stock.whole and stock.capacity > count
+    joined = max(0, count - stock.alone)
+    return (joined, breaks, stock.disturbed, stock.capacity, stock.cell.mask & -stock.cell.mask)
+
+
+def _sparing(stock: Stock, leftover: int) -> tuple[int, bool, int, int]:
+    spared = min(leftover, stock.capacity - stock.alone)
+    return (spared, not stock.whole, stock.capacity, -stock.cell.mask)
 
 
 def _keeping(stock: Stock) -> tuple[bool, float, int]:
@@ -123,25 +140,41 @@ def _keeping(stock: Stock) -> tuple[bool, float, int]:
 
 
 def _exactly(ordered: Sequence[Stock], size: int, count: int) -> list[Stock]:
-    """`size` of the groups with the smallest sum that is at least `count`.
+    """`size` of the groups with the smallest sum that is at least `count`, one of them broken already unless
+    the sum is exact: what is left over can be left in any of them.
 
-    reach[i][j]: the sums that j of the first i groups can have, one bit each.
+    reach[i][j]: the sums that j of the first i groups can have, one bit each; `partly` the same for sets with
+    a broken group in them.
     """
     reach = [[1] + [0] * size]
+    partly = [[0] * (size + 1)]
     for stock in ordered:
-        before = reach[-1]
+        before, mixed = reach[-1], partly[-1]
+        add = mixed if stock.whole else before
         reach.append([1] + [before[j] | before[j - 1] << stock.capacity for j in range(1, size + 1)])
-    sums = reach[-1][size] >> count
-    total = count + (sums & -sums).bit_length() - 1
+        partly.append([0] + [mixed[j] | add[j - 1] << stock.capacity for j in range(1, size + 1)])
+    any_sum, broken_sum = _lowest(reach[-1][size], count), _lowest(partly[-1][size], count)
+    broken = any_sum != count and broken_sum is not None
+    total = broken_sum if broken and broken_sum is not None else any_sum
+    assert total is not None, "the fewest groups hold the VM"
     chosen: list[Stock] = []
     left = size
     for position in range(len(ordered), 0, -1):
-        if reach[position - 1][left] >> total & 1:
+        table = partly if broken else reach
+        if table[position - 1][left] >> total & 1:
             continue
-        chosen.append(ordered[position - 1])
-        total -= ordered[position - 1].capacity
+        stock = ordered[position - 1]
+        chosen.append(stock)
+        total -= stock.capacity
         left -= 1
+        broken = broken and stock.whole
     return chosen
+
+
+def _lowest(sums: int, count: int) -> int | None:
+    """The smallest of the sums that is at least `count`."""
+    rest = sums >> count
+    return count + (rest & -rest).bit_length() - 1 if rest else None
 
 
 def _joined(chosen: Sequence[Stock], shared: int) -> int:
