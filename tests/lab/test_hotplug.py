@@ -6,7 +6,7 @@ from lab.product import HOOK, Product
 
 def test_a_plugged_vcpu_of_a_dedicated_vm_gets_a_cpu_within_one_tick(node: Node, product: Product) -> None:
     product.configure('[defaults]\nclass = "dedicated"\n')
-    guest = node.rom_guest(100, cores=4, vcpus=2, hotplug="cpu", burning=0b1111, hookscript=HOOK)
+    guest = node.rom_guest(100, cores=4, vcpus=2, hotplug="cpu", hookscript=HOOK)
     node.qm("start", "100").check()
     before = product.vcpus(100)
     node.qm("set", "100", "--vcpus", "4").check()

@@ -1,0 +1,158 @@
+"""The periodic pass as systemd runs it: three minutes of it stand for half an hour of the usual period."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from lab.guests import LinuxGuest
+from lab.node import Node
+from lab.polling import poll
+from lab.product import HOOK, Product
+
+PERIOD_S = 3
+
+
+@pytest.fixture
+def timer(node: Node, product: Product) -> Iterator[Product]:
+    """The installed timer with a short period."""
+    if not node.run("systemctl", "cat", "pxsched.timer").out:
+        pytest.skip("this version installs no timer")
+    drop_in = "/run/systemd/system/pxsched.timer.d"
+    node.run("mkdir", "-p", drop_in).check()
+    often = f"OnActiveSec=1\nOnUnitActiveSec={PERIOD_S}\nOnUnitInactiveSec={PERIOD_S}\nAccuracySec=100ms\n"
+    node.write(f"{drop_in}/lab.conf", f"[Timer]\nOnBootSec=\n{often}")
+    node.run("systemctl", "daemon-reload").check()
+    yield product
+    product.stop_timer()
+    node.run("rm", "-r", drop_in)
+    node.run("systemctl", "daemon-reload")
+
+
+def start_timer(node: Node) -> None:
+    node.run("systemctl", "start", "pxsched.timer").check()
+
+
+def said(node: Node, since: str) -> list[str]:
+    """What pxsched itself wrote to the journal since a cursor."""
+    words = ["journalctl", "-u", "pxsched.service", f"--after-cursor={since}", "-o", "json", "--no-pager"]
+    lines = node.run(*words, "--output-fields=MESSAGE,_COMM").check().out.splitlines()
+    return [line for line in lines if '"_COMM":"systemd"' not in line]
+
+
+def cursor(node: Node) -> str:
+    found = re.search(r"cursor: (\S+)", node.run("journalctl", "-n1", "--show-cursor").check().out)
+    assert found
+    return found[1]
+
+
+def waited(node: Node, vmid: int) -> tuple[int, int]:
+    """How long all vCPU threads of a VM ran and waited, in ms, by the kernel's schedstat."""
+    pid = node.pid(vmid)
+    tids = [thread.tid for thread in node.threads(vmid) if thread.vcpu is not None]
+    found = node.files(*(f"/proc/{pid}/task/{tid}/schedstat" for tid in tids))
+    counters = [[int(word) for word in text.split()] for text in found.values()]
+    return sum(ran for ran, *_ in counters) // 10**6, sum(wait for _, wait, _ in counters) // 10**6
+
+
+def share_waiting(node: Node, vmid: int, seconds: int) -> float:
+    """The part of its runnable time that the VM waited, over so many of the lab's seconds."""
+    ran, wait = waited(node, vmid)
+    node.shell(f"sleep {seconds}")
+    ran_after, wait_after = waited(node, vmid)
+    return (wait_after - wait) / max(1, ran_after - ran + wait_after - wait)
+
+
+def test_the_journal_is_quiet_when_nothing_happens(node: Node, timer: Product) -> None:
+    node.rom_guest(100, hookscript=HOOK)
+    node.qm("start", "100").check()
+    timer.tick()
+    start_timer(node)
+    since = cursor(node)
+    passes = "systemctl show -P ExecMainStartTimestampMonotonic pxsched.service"
+    seen: set[str] = set()
+
+    def five_passes() -> bool:
+        seen.add(node.shell(passes).out.strip())
+        return len(seen) > 5
+
+    poll(five_passes, "the timer makes passes", deadline_s=180)
+    assert said(node, since) == []
+
+
+def test_a_crowded_guest_is_moved_to_where_there_is_room(node: Node, timer: Product) -> None:
+    timer.configure(f'[node]\ncooldown_s = {PERIOD_S}\ndeviation = 0.5\nbalance_memory = false\n'
+                    '[defaults]\ncpus = "0-7"\n')  # fmt: skip
+    crowd = {vmid: node.rom_guest(vmid, cores=4, hookscript=HOOK) for vmid in (100, 101, 102, 103)}
+    for vmid, guest in crowd.items():
+        node.qm("start", str(vmid)).check()
+        guest.wait_started(4)
+    homes = {vmid: frozenset(timer.vcpus(vmid).values()) for vmid in crowd}
+    # The two that live together get busy, one of the others a little.
+    together = next(
+        (one, other) for one in crowd for other in crowd if one < other and homes[one] == homes[other]
+    )
+    third = next(vmid for vmid in crowd if homes[vmid] != homes[together[0]])
+    for vmid in together:
+        crowd[vmid].set_burning(0, 1, 2, 3)
+    crowd[third].set_burning(0)
+    before = max(share_waiting(node, vmid, 10) for vmid in together)
+    assert before > 0.3, "eight busy vCPUs on four CPUs wait"
+    start_timer(node)
+
+    def apart() -> bool:
+        now = [frozenset(timer.vcpus(vmid).values()) for vmid in together]
+        return now[0] != now[1]
+
+    poll(apart, "the two busy guests no longer share a home", deadline_s=240, interval_s=2)
+    after = max(share_waiting(node, vmid, 10) for vmid in together)
+    assert after < before / 2
+
+
+def test_memory_moves_to_the_guest_that_needs_it_and_back(node: Node, timer: Product) -> None:
+    timer.configure("[node]\nbalance_cpu = false\n[defaults]\nstarved_mib = 24\nwasteful_mib = 64\n")
+    guest = node.linux_guest(101, memory=384, balloon=160, shares=0, hookscript=HOOK)
+    node.qm("start", "101").check()
+    guest.wait_ready()
+    start_timer(node)
+
+    def actual() -> int:
+        return int(node.qm("qmp", "101", "query-balloon").check().out.split(":")[1].strip(" }\n")) >> 20
+
+    assert actual() < 250
+    fill(guest, 60)
+    poll(lambda: actual() >= 220, "a guest that uses more gets more", deadline_s=180, interval_s=3)
+    high = actual()
+    guest.tell("free")
+    # The host runs short: everybody gives what is not used.
+    timer.configure("[node]\nbalance_cpu = false\nreserved_mib = 8192\n"
+                    "[defaults]\nstarved_mib = 24\nwasteful_mib = 64\n")  # fmt: skip
+    poll(lambda: actual() <= high - 30, "what it no longer uses is taken", deadline_s=240, interval_s=3)
+
+
+def fill(guest: LinuxGuest, mib: int) -> None:
+    guest.tell(f"memory {mib}", timeout_s=120)
+
+
+def test_the_service_may_do_its_work_and_nothing_else(node: Node, timer: Product) -> None:
+    probe = (
+        "for file in /etc/passwd /usr/bin/qm-probe /root/probe /boot/probe /var/lib/vz/probe; do "
+        "(: >>$file) 2>/dev/null && echo may write $file; done; "
+        "(: >/run/pxsched/probe) && echo may write /run/pxsched; "
+        "cat /sys/devices/system/cpu/cpu2/cpufreq/scaling_governor > /sys/devices/system/cpu/cpu2/cpufreq/"
+        "scaling_governor && echo may write sysfs; true"
+    )
+    drop_in = "/run/systemd/system/pxsched.service.d"
+    node.run("mkdir", "-p", drop_in).check()
+    node.write("/run/probe.sh", probe)
+    node.write(f"{drop_in}/lab.conf", "[Service]\nExecStart=\nExecStart=/bin/sh /run/probe.sh\n")
+    node.run("systemctl", "daemon-reload").check()
+    since = cursor(node)
+    try:
+        node.run("systemctl", "start", "pxsched.service").check()
+    finally:
+        node.shell(f"rm -r {drop_in} /run/probe.sh; systemctl daemon-reload")
+    may = {
+        line.partition("may write ")[2].partition('"')[0] for line in said(node, since) if "may write" in line
+    }
+    assert may == {"/run/pxsched", "sysfs"}
