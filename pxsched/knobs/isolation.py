@@ -7,6 +7,7 @@ Before Linux 6.2 a cpuset that changes overwrites the masks that its tasks chose
 also names those tasks there, and they get back what they chose.
 """
 
+import errno
 import json
 import os
 import time
@@ -30,25 +31,27 @@ _PROPERTY = "AllowedCPUs"
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """cpus: as configured, empty for none. bare: systemd kept no property of its own for it.
+    """cpus: as configured, empty for none; force: in force. bare: systemd kept no property of its own for it.
     tasks: those with a mask of their own.
     """
 
     cpus: str
+    force: str
     bare: bool = True
     tasks: tuple[Task, ...] = ()
 
     def dumps(self) -> str:
         tasks = [[task.tid, task.start_ticks, cpulist.format(task.cpus)] for task in self.tasks]
-        return json.dumps([self.cpus, self.bare, tasks], separators=(",", ":"))
+        return json.dumps([self.cpus, self.force, self.bare, tasks], separators=(",", ":"))
 
 
 def loads(value: str) -> Original | None:
     """The original in a journal's text; None for a plain CPU list."""
     if not value.startswith("["):
         return None
-    cpus, bare, tasks = json.loads(value)
-    return Original(cpus, bare, tuple(Task(tid, ticks, cpulist.parse(text)) for tid, ticks, text in tasks))
+    cpus, force, bare, tasks = json.loads(value)
+    bound = tuple(Task(tid, ticks, cpulist.parse(text)) for tid, ticks, text in tasks)
+    return Original(cpus, force, bare, bound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,9 @@ class _HostCpus(Knob):
             raise OSError(str(error)) from error
 
     def original(self, root: Root) -> str:
-        return Original(self._configured(root), self._bare(root), self._bound(root)).dumps()
+        return Original(
+            self._configured(root), self.read(root), self._bare(root), self._bound(root)
+        ).dumps()
 
     def write(self, root: Root, value: str) -> None:
         if not self._exists(root):
@@ -86,7 +91,7 @@ class _HostCpus(Knob):
 
     def same(self, now: str, want: str) -> bool:
         back = loads(want)
-        return cpulist.parse(now) == cpulist.parse(want if back is None else back.cpus)
+        return cpulist.parse(now) == cpulist.parse(want if back is None else back.force)
 
     def _exists(self, root: Root) -> bool:
         return cgroup.exists(root, self.name)
@@ -116,12 +121,18 @@ class SliceCpus(_HostCpus):
     names: ClassVar[tuple[str, ...]] = UNITS
 
     def read(self, root: Root) -> str:
-        if self._exists(root) and not cgroup.exists(root, self.name):
+        if cgroup.version(root) is cgroup.Version.V2 and not cgroup.exists(root, self.name):
             return systemd.runtime_property(root, self.name, _PROPERTY)
         return _HostCpus.read(self, root)
 
+    def write(self, root: Root, value: str) -> None:
+        if cgroup.version(root) is not cgroup.Version.V1:
+            _HostCpus.write(self, root, value)
+        elif loads(value) is None:
+            raise OSError(errno.EOPNOTSUPP, "systemd has no cpusets on cgroup v1")
+
     def _exists(self, root: Root) -> bool:
-        return cgroup.version(root) is cgroup.Version.V2
+        return cgroup.version(root) is not None
 
     def _configured(self, root: Root) -> str:
         return cgroup.configured_cpus(root, self.name) or systemd.runtime_property(root, self.name, _PROPERTY)

@@ -142,10 +142,36 @@ def test_a_slice_that_loses_its_last_task_is_widened_all_the_same(tree, views, s
     assert not (tree.base / "run/systemd/system.control/user.slice.d").exists()
 
 
-def test_without_cgroup_v2_slices_are_left_alone(tree):
+def test_without_cpusets_slices_are_left_alone(tree):
     os.unlink(tree.base / "sys/fs/cgroup/cgroup.controllers")
     with pytest.raises(Gone):
         SliceCpus("system.slice").read(tree.root)
+
+
+def test_on_cgroup_v1_it_is_said_once_that_slices_cannot_be_narrowed(tree, views, settle):
+    os.unlink(tree.base / "sys/fs/cgroup/cgroup.controllers")
+    for name, text in ("cgroup.procs", ""), ("cpuset.effective_cpus", "0-7"), ("lxc/cpuset.cpus", "0-7"):
+        tree.put(f"sys/fs/cgroup/cpuset/{name}", text)
+    (tree.base / "sys/fs/cgroup/cpuset/lxc/cpuset.effective_cpus").symlink_to("cpuset.cpus")
+    before, claim = tree.content(), views.claim(100, "2-3")
+    first, second = settle(claim), settle(claim)
+    assert ["no cpusets on cgroup v1" in line for line in first.failed] == [True] * 3
+    assert second.failed == []
+    assert tree.get("sys/fs/cgroup/cpuset/lxc/cpuset.cpus") == "0-1,4-7"
+    settle()
+    assert tree.content() == before
+    assert not settle.ledger.journal
+
+
+def test_where_systemd_is_not_what_runs_it_is_said_and_forgotten(tree, views):
+    tree.put("run/pxsched/.keep", "")
+    before, ledger = tree.content(), Ledger()
+    host = views.host(views.claim(100, "2-3"), settings=SLICES)
+    report = reconcile(tree.root, ledger, isolation.of_node(host), [NODE])
+    assert sum("systemd is not what runs this system" in line for line in report.failed) == 3
+    reconcile(tree.root, ledger, [], [NODE])
+    assert tree.content() == before
+    assert not ledger.journal
 
 
 @pytest.mark.parametrize("key", ["slice:../../etc", "slice:ssh.service", "cgroup:qemu.slice", "cgroup:"])
