@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any
 
 from pxsched.errors import Exit, UserError
@@ -41,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import argcomplete
 
         argcomplete.autocomplete(parser())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a locale that lacks a letter is no failure
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser(_command(words)).parse_args(words)
     try:
@@ -140,5 +144,5 @@ def vmid(text: str) -> int:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """One JSON object, with the schema every one of ours has."""
-    print(json.dumps({"schema": 1, **document}, ensure_ascii=False))
+    """One JSON object, with the schema every one of ours has; in ASCII, whatever tenants wrote."""
+    print(json.dumps({"schema": 1, **document}))
