@@ -83,14 +83,11 @@ def fill(stocks: Sequence[Stock], count: int, touched: int) -> Fill | None:
     if chosen is None:
         return None
     leftover = sum(stock.capacity for stock in chosen) - count
-    # All are used up but the last, which keeps what is left over: the one where that spares most cores of
-    # others, of these one that is broken already.
-    chosen = sorted(chosen, key=lambda stock: _sparing(stock, leftover))
-    mask, left = 0, count
-    for stock in chosen:
-        part = min(left, stock.capacity)
+    # All are used up but the last, which keeps what is left over: one that is broken already, if any is.
+    chosen = sorted(chosen, key=lambda stock: (not stock.whole, stock.capacity, -stock.cell.mask))
+    mask = 0
+    for stock, part in zip(chosen, _parts(chosen, count), strict=True):
         mask |= _cores(stock, part, touched)
-        left -= part
     last = chosen[-1]
     return Fill(
         mask=mask,
@@ -130,9 +127,17 @@ def _single(stock: Stock, count: int) -> tuple[int, bool, float, int, int]:
     return (joined, breaks, stock.disturbed, stock.capacity, stock.cell.mask & -stock.cell.mask)
 
 
-def _sparing(stock: Stock, leftover: int) -> tuple[int, bool, int, int]:
-    spared = min(leftover, stock.capacity - stock.alone)
-    return (spared, not stock.whole, stock.capacity, -stock.cell.mask)
+def _parts(chosen: Sequence[Stock], count: int) -> list[int]:
+    """How many CPUs each group gives, in order: first those on cores of their own, then the others."""
+    parts = []
+    for stock in chosen:
+        parts.append(min(count, stock.alone))
+        count -= parts[-1]
+    for position, stock in enumerate(chosen):
+        more = min(count, stock.capacity - parts[position])
+        parts[position] += more
+        count -= more
+    return parts
 
 
 def _keeping(stock: Stock) -> tuple[bool, float, int]:
