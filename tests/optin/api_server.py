@@ -18,12 +18,12 @@ TICKET = "PVE:root@pam:6523::sig"
 
 
 def make_certificate(directory: Path) -> None:
-    """A certificate for localhost that signs itself."""
+    """A certificate for 127.0.0.1 that signs itself."""
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
             *("-nodes", "-keyout", str(directory / "key.pem"), "-out", str(directory / "ca.pem")),
-            *("-days", "2", "-subj", "/CN=pve1", "-addext", "subjectAltName=DNS:localhost"),
+            *("-days", "2", "-subj", "/CN=pve1", "-addext", "subjectAltName=IP:127.0.0.1"),
         ],
         check=True,
         capture_output=True,
@@ -71,14 +71,14 @@ class ApiServer:
 
             do_GET = do_POST = do_PUT = do_DELETE = _do
 
-        self._http = ThreadingHTTPServer(("localhost", 0), Handler)
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.socket = context.wrap_socket(self._http.socket, server_side=True)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 
     @property
     def host(self) -> str:
-        return f"localhost:{self._http.server_port}"
+        return f"127.0.0.1:{self._http.server_port}"
 
     @property
     def writes(self) -> list[tuple[str, str, dict[str, str]]]:
