@@ -19,6 +19,7 @@ from pxsched.knobs.knob import Gone, Knob, Rank
 from pxsched.root import Root
 
 _UNITS = "run/systemd/system"
+_IN_FORCE = 0o044  # set once systemd has read the file: one that it has not confines nobody
 _FILES = {"AllowedCPUs": "cpuset.cpus", "AllowedMemoryNodes": "cpuset.mems"}
 _FILE = re.compile(r"AllowedCPUs=([\d,-]*)\nAllowedMemoryNodes=([\d,-]*)\n", re.ASCII)
 
@@ -34,7 +35,9 @@ class DropIn(Knob):
 
     def read(self, root: Root) -> str:
         match = _FILE.search((root.read_bytes(self._path) or b"").decode("utf-8", "replace"))
-        return f"{match[1]} {match[2]}" if match else ""
+        if match is None or not os.stat(root.path(self._path)).st_mode & _IN_FORCE:
+            return ""
+        return f"{match[1]} {match[2]}"
 
     def write(self, root: Root, value: str) -> None:
         with _as_knob(self.key):
@@ -47,8 +50,10 @@ class DropIn(Knob):
         path = root.path(self._path)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "w") as stream:
+            os.fchmod(stream.fileno(), 0o600)
             stream.write(f"# Made by pxsched.\n[Scope]\nAllowedCPUs={cpus}\nAllowedMemoryNodes={nodes}\n")
         systemd.reload(root)
+        os.chmod(path, 0o600 | _IN_FORCE)
 
     def _remove(self, root: Root) -> None:
         path = root.path(self._path)

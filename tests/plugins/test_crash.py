@@ -21,7 +21,9 @@ from pxsched.reconcile import reconcile
 
 MOST_WRITES = 400
 SLICES = NodeSettings(isolation=Isolation.SLICES)
-WRITES = ("systemd.call", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate")
+WRITES = (
+    "systemd.call", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "os.chmod",
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -145,6 +145,15 @@ def test_a_drop_in_is_read_by_systemd_at_once_and_leaves_nothing_behind(tree, fa
     assert not (tree.base / "run/systemd/system/100.scope.d").exists()
 
 
+def test_a_drop_in_that_systemd_did_not_read_is_not_taken_for_one_in_force(tree):
+    knob = DropIn(100)
+    with pytest.raises(OSError, match="systemd is not what runs this system"):
+        knob.write(tree.root, "0-3 0")
+    assert knob.read(tree.root) == ""
+    knob.write(tree.root, "")
+    assert not (tree.base / "run/systemd/system/100.scope.d").exists()
+
+
 def test_drop_ins_of_others_stay(tree, fake_systemd):
     tree.put("run/systemd/system/100.scope.d/theirs.conf", "[Scope]")
     DropIn(100).write(tree.root, "0-3 0")

@@ -65,10 +65,13 @@ class Systemd:
         self.shell(f"systemd-run --quiet --unit={name} {' '.join(command)}")
         return poll(lambda: int(self.property(name, "MainPID")), f"{name} runs", deadline_s=30)
 
-    def scope(self, vmid: int, *, mib: int = 64, before: str = "") -> int:
-        """A process in a scope as Proxmox makes it; its memory is there when this returns."""
+    def scope(self, vmid: int, *, mib: int = 64, before: str = "", starter: str = "") -> int:
+        """A process in a scope as Proxmox makes it; its memory is there when this returns.
+
+        before: runs it inside the scope; starter: makes the scope.
+        """
         hog = f"{before} python3 /run/hog.py {mib}"
-        start = f"systemd-run --quiet --scope --unit={vmid} --slice=qemu.slice {hog}"
+        start = f"{starter} systemd-run --quiet --scope --unit={vmid} --slice=qemu.slice {hog}"
         self.shell(f"nohup {start} >/dev/null 2>&1 &")
         group = f"qemu.slice/{vmid}.scope"
         poll(lambda: sum(self.memory_mib(vmid)) >= mib, f"{vmid}.scope has its memory", deadline_s=60)
