@@ -164,9 +164,15 @@ class Balancer:
             if not touched:
                 ledgers.save(node.root, held)
                 return Result(skipped=memory.skipped if memory else {})
-            seen = [sighting for sighting in sightings if sighting.vmid in touched]
-            settings, _notes = settle.wanted(node, held, seen)
-            report = reconcile(node.root, held, settings, touched)
+            seen = [
+                sighting
+                for sighting in sightings
+                if sighting.vmid in touched
+                and (claim := held.claims.get(sighting.vmid))
+                and not settle.blurred(claim, sighting)
+            ]
+            plan = settle.wanted(node, held, seen)
+            report = reconcile(node.root, held, plan.settings, {sighting.vmid for sighting in seen})
         _forget_told(node.root, ledger)
         targets = memory.targets if memory else ()
         return Result(made, targets, memory.skipped if memory else {}, report)
