@@ -6,7 +6,6 @@ A property test that asks for `effort` runs twice: with few examples always, wit
 import fcntl
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,9 +65,8 @@ def topologies(corpora: Path, request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The few captured machines of tests/data, shaped as those of `topologies`."""
     directory = tmp_path_factory.mktemp("machines")
     subprocess.run(["tar", "-xJf", HERE / "data" / "machines.tar.xz", "-C", directory], check=True)
-    yield directory
-    shutil.rmtree(directory)
+    return directory
