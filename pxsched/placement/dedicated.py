@@ -44,13 +44,18 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """vcpus: the CPU of each vCPU. split: a guest node had to be divided over host nodes."""
+    """homes: the vCPUs of each node. split: a guest node had to be divided over host nodes."""
 
     score: Score
     nodes: tuple[int, ...]
     mask: int
-    vcpus: tuple[int, ...]
+    homes: tuple[tuple[int, ...], ...]
     split: bool = False
+
+    @property
+    def ideal(self) -> bool:
+        """Whether no rule before the kinds of CPU could be met better."""
+        return self.score[:7] == (1, 0, 0, 0, 1, 0, self.score.torn)
 
 
 class Search:
@@ -77,6 +82,8 @@ class Search:
         found: list[Candidate] = []
         # With `share`: first as if it were not allowed, for the L3 groups that then serve are others.
         for usable in dict.fromkeys((self.usable & ~self.touched, self.usable)):
+            if any(candidate.ideal for candidate in found):
+                break
             for variant in variants(self.machine, self.request.prefer, usable):
                 if variant.mask.bit_count() >= self.request.vcpus:
                     found += self._in_variant(variant)
@@ -214,15 +221,12 @@ class Search:
         divided: bool,
     ) -> Iterator[Candidate]:
         fills = [self._fill(node, len(home), variant) for node, home in zip(nodes, homes, strict=True)]
-        vcpus = [0] * self.request.vcpus
-        mask = 0
-        for node, home, chosen in zip(nodes, homes, fills, strict=True):
-            if chosen is None:
-                return
-            mask |= chosen.mask
-            for vcpu, cpu in zip(home, self.in_order(node, chosen.mask), strict=True):
-                vcpus[vcpu] = cpu
         sound = [chosen for chosen in fills if chosen is not None]
+        if len(sound) < len(fills):
+            return
+        mask = 0
+        for chosen in sound:
+            mask |= chosen.mask
         score = Score(
             nodes=len(nodes),
             distance=self._distance(nodes),
@@ -235,7 +239,7 @@ class Search:
             room=self._room(nodes, homes, sound),
             order=nodes,
         )
-        yield Candidate(score, nodes, mask, tuple(vcpus), divided)
+        yield Candidate(score, nodes, mask, tuple(homes), divided)
 
     def _room(
         self, nodes: Sequence[int], homes: Sequence[tuple[int, ...]], fills: Sequence[Fill]
@@ -263,12 +267,20 @@ class Search:
         group = max(cell.mask.bit_count() for cells in self.machine.cells.values() for cell in cells)
         return min(group, min(cpus.bit_count() for cpus in self.machine.cpus.values()) // 8)
 
-    def in_order(self, node: int, mask: int) -> Iterator[int]:
-        """CPUs so that neighbouring vCPUs are siblings, then neighbours in an L3 group."""
-        for cell in self.machine.cells[node]:
-            if cell.mask & mask:
-                for core in cell.cores:
-                    yield from bits(core & mask)
+    def vcpus(self, candidate: Candidate) -> tuple[int, ...]:
+        """The CPU of each vCPU: neighbouring vCPUs on siblings, then on neighbours in an L3 group."""
+        found = [0] * self.request.vcpus
+        for node, home in zip(candidate.nodes, candidate.homes, strict=True):
+            cpus = (
+                cpu
+                for cell in self.machine.cells[node]
+                if cell.mask & candidate.mask
+                for core in cell.cores
+                for cpu in bits(core & candidate.mask)
+            )
+            for vcpu, cpu in zip(home, cpus, strict=True):
+                found[vcpu] = cpu
+        return tuple(found)
 
     def _distance(self, nodes: Sequence[int]) -> int:
         distance = self.machine.topology.distance
@@ -280,8 +292,8 @@ class Search:
     def _devices(self, nodes: Sequence[int]) -> int:
         return remoteness(self.machine, nodes, self.request.device_nodes)
 
-    def previous(self, best: Candidate) -> Candidate | None:
-        """What the VM had, if it is free and as good as `best` by every rule but room."""
+    def previous(self, best: Candidate) -> tuple[Candidate, tuple[int, ...]] | None:
+        """What the VM had, and vCPU by vCPU, if it is free and as good as `best` by every rule but room."""
         before = self.request.previous
         if before is None or before.vm_class is not VmClass.DEDICATED:
             return None
@@ -291,7 +303,9 @@ class Search:
             return None
         return self._measured(cpus, mask, best)
 
-    def _measured(self, cpus: list[int], mask: int, best: Candidate) -> Candidate | None:
+    def _measured(
+        self, cpus: list[int], mask: int, best: Candidate
+    ) -> tuple[Candidate, tuple[int, ...]] | None:
         machine = self.machine
         nodes = tuple(node for node in machine.nodes if machine.cpus[node] & mask)
         if self.parts and nodes != best.nodes:
@@ -317,12 +331,15 @@ class Search:
                 if variant.rank <= best.score.kinds
             )
         )
-        return Candidate(best.score, nodes, mask, tuple(cpus), best.split) if as_good else None
+        if not as_good:
+            return None
+        return Candidate(best.score, nodes, mask, best.homes, best.split), tuple(cpus)
 
     def _guest_nodes_kept(self, cpus: Sequence[int], best: Candidate) -> bool:
         node_of = self.machine.topology.cpus
         return not self.parts or all(
-            node_of[cpu].node == node_of[other].node for cpu, other in zip(cpus, best.vcpus, strict=True)
+            node_of[cpu].node == node_of[other].node
+            for cpu, other in zip(cpus, self.vcpus(best), strict=True)
         )
 
 
@@ -344,10 +361,10 @@ def place_dedicated(host: Host, holdings: Sequence[Holding], request: Request) -
 def _answer(host: Host, search: Search, found: list[Candidate], request: Request) -> Placement:
     best = min(found, key=lambda candidate: candidate.score)
     before = search.previous(best)
-    chosen = before or best
+    chosen, order = before or (best, search.vcpus(best))
     _leave_the_others_some(host, search, chosen)
-    vcpus = tuple(frozenset((cpu,)) for cpu in chosen.vcpus)
-    own = frozenset(chosen.vcpus)
+    vcpus = tuple(frozenset((cpu,)) for cpu in order)
+    own = frozenset(order)
     bound = frozenset().union(*(guest.host_nodes for guest in request.guest_nodes))
     nodes = memory.memory_nodes(search.machine, host, request, chosen.nodes) | (
         bound & host.topology.node_by_id.keys()
@@ -358,7 +375,9 @@ def _answer(host: Host, search: Search, found: list[Candidate], request: Request
         second = Search(host, request, search.occupied, search.allowed, rest)
         return min(second.candidates(), key=lambda candidate: candidate.score, default=None)
 
-    why = explanation.dedicated(search, found, chosen, again=before is not None, other_group=other_group)
+    why = explanation.dedicated(
+        search, found, chosen, order, again=before is not None, other_group=other_group
+    )
     near = emulator(host, frozenset(chosen.nodes), own)
     return Placement(request.vmid, VmClass.DEDICATED, vcpus, near, nodes, why)
 

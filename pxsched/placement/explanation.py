@@ -25,14 +25,17 @@ def dedicated(
     search: Search,
     found: Sequence[Candidate],
     chosen: Candidate,
+    order: Sequence[int],
     *,
     again: bool,
     other_group: Callable[[], Candidate | None],
 ) -> tuple[str, ...]:
-    """other_group: the best candidate without the chosen L3 group, for machines with one node to choose."""
+    """order: the CPU of each vCPU. other_group: the best candidate without the chosen L3 group, for machines
+    with one node to choose.
+    """
     request, machine = search.request, search.machine
     lines = [
-        f"{_count(request.vcpus, 'exclusive CPU')} {cpulist.format_ordered(chosen.vcpus)} on"
+        f"{_count(request.vcpus, 'exclusive CPU')} {cpulist.format_ordered(order)} on"
         f" {_place(machine, chosen.nodes, chosen.mask)}"
     ]
     if again:

@@ -45,13 +45,11 @@ def demand_of(load: float | None, vcpus: int) -> float:
 
 
 def holding_mask(holding: Holding) -> int:
-    """All CPUs of a holding; the sets of a floating VM's vCPUs are mostly one and the same."""
+    """All CPUs of a VM that has its own: mostly one for each vCPU."""
     mask = 0
-    seen: frozenset[int] | None = None
     for cpus in holding.vcpus:
-        if cpus is not seen and cpus != seen:
-            mask |= mask_of(cpus)
-            seen = cpus
+        for cpu in cpus:
+            mask |= 1 << cpu
     return mask
 
 
