@@ -94,6 +94,8 @@ def update(
             continue
         if not _opted_in(before, sighting) or not (sighting.process or sighting.starter):
             continue
+        if before is None and sighting.process and not process.alive(node.root, sighting.process):
+            continue  # it ended after we looked, and its post-stop was quicker
         policy = node.settings.policy(sighting.vmid, machine.tags)
         nodes = (device_nodes or {}).get(sighting.vmid, frozenset())
         wishes.append((request(sighting.vmid, machine, policy, device_nodes=nodes), sighting, policy))

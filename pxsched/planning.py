@@ -50,7 +50,7 @@ def plan(node: Node, vmid: int) -> Plan:
     nobody = ThreadAffinity(_NOBODY.pid, _NOBODY.start_ticks)
     settings = [
         PlannedSetting(setting.knob.key, now(node.root, setting.knob.key), setting.want)
-        for setting in settle.wanted(node, ledger, seen.values())[0]
+        for setting in settle.wanted(node, ledger, seen.values()).settings
         if setting.owner in (vmid, NODE) and setting.knob != nobody
     ]
     return Plan(ledger.claims[vmid], tuple(settings))

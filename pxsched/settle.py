@@ -18,12 +18,16 @@ from pxsched.root import Root
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What one pass found and did. claims: as they are now, of the VMs that were looked at."""
+    """What one pass found and did. claims: as they are now, of the VMs that were looked at.
+
+    restless: something is expected to appear soon, such as the interrupts of a device whose guest boots.
+    """
 
     changes: Changes
     report: Report
     claims: dict[int, Claim] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    restless: bool = False
 
 
 def vmids(root: Root, ledger: Ledger) -> list[int]:
@@ -46,15 +50,21 @@ def settle(node: Node, sightings: Iterable[Sighting], *, everybody: bool) -> Pas
     sightings = list(sightings)
     with ledgers.locked(node.root) as ledger:
         changes, seen = decide(node, ledger, sightings)
-        frozen = {
-            vmid for vmid, sighting in seen.items() if sighting.machine is None and vmid in ledger.claims
-        }
-        owners = None if everybody and not frozen else _owners(ledger, seen, changes, everybody) - frozen
-        settings, said = wanted(node, ledger, seen.values(), memory=everybody)
-        report = reconcile(node.root, ledger, settings, owners)
-        notes = [*ledger.warnings, *(note for sighting in seen.values() for note in sighting.notes), *said]
+        unsure = {vmid for vmid, claim in ledger.claims.items() if blurred(claim, seen.get(vmid))}
+        sharp = [sighting for vmid, sighting in seen.items() if vmid not in unsure]
+        plan = wanted(node, ledger, sharp, memory=everybody)
+        owners = _owners(ledger, seen, changes, everybody) - unsure
+        report = reconcile(node.root, ledger, plan.settings, owners)
+        notes = [*ledger.warnings, *(note for sighting in seen.values() for note in sighting.notes)]
         held = {vmid: ledger.claims[vmid] for vmid in seen if vmid in ledger.claims}
-        return Pass(changes, report, held, tuple(notes))
+        return Pass(changes, report, held, (*notes, *plan.notes), plan.restless)
+
+
+def blurred(claim: Claim, sighting: Sighting | None) -> bool:
+    """Whether we know too little of a VM to turn its knobs, or to put them back: its configuration cannot be
+    read, or a hook was there after we looked.
+    """
+    return sighting is None or sighting.machine is None or sighting.process != claim.process
 
 
 def decide(node: Node, ledger: Ledger, sightings: list[Sighting]) -> tuple[Changes, dict[int, Sighting]]:
@@ -72,13 +82,17 @@ def decide(node: Node, ledger: Ledger, sightings: list[Sighting]) -> tuple[Chang
     return changes, seen
 
 
-def wanted(
-    node: Node, ledger: Ledger, sightings: Iterable[Sighting], *, memory: bool = False
-) -> tuple[list[Setting], list[str]]:
-    """What all plugins want for these VMs and for the node, and what they have to say.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What all plugins want and have to say. restless: something of a VM is expected to appear soon."""
 
-    memory: look where the VMs' memory lies, too.
-    """
+    settings: list[Setting]
+    notes: list[str]
+    restless: bool
+
+
+def wanted(node: Node, ledger: Ledger, sightings: Iterable[Sighting], *, memory: bool = False) -> Wanted:
+    """What is wanted for these VMs and for the node. memory: look where the VMs' memory lies, too."""
     vms = views.vm_views(node, ledger, sightings, memory=memory)
     host = views.host_view(node, ledger, vms)
     settings = list(registry.of_node(host))
@@ -86,7 +100,8 @@ def wanted(
     for vm in vms:
         settings += registry.of_vm(vm, host)
         notes += registry.notes(vm, host)
-    return settings, notes
+    now_ns = ledgers.now_ns()
+    return Wanted(settings, notes, any(registry.restless(vm, now_ns) for vm in vms))
 
 
 def _owners(ledger: Ledger, seen: dict[int, Sighting], changes: Changes, everybody: bool) -> set[int]:

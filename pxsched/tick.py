@@ -21,6 +21,8 @@ from pxsched.root import Root
 from pxsched.settle import Pass
 
 LOCK = "run/pxsched/tick.lock"
+# While something is expected soon, a single `tick` looks so often, and leaves before the next is due.
+RESTLESS_PERIOD_S, RESTLESS_PASSES = 2.0, 4
 # A fast `watch` looks at everything so often, and whenever a VM came or went; in between it only measures.
 LOOK_PERIOD_S = 5.0
 
@@ -97,6 +99,18 @@ def _describe_capacity(node: Node) -> None:
 def tick(root: Root, environ: Mapping[str, str] = os.environ) -> Done:
     """One pass over all VMs. Raises Busy while another is under way, UserError when nothing could be done."""
     return Session(root, environ).tick()
+
+
+def attend(root: Root, environ: Mapping[str, str] = os.environ) -> Iterator[Done]:
+    """One pass, and a few more while something is expected to appear soon: the interrupts of passed-through
+    devices come when the guest's driver does. Raises as `tick` does.
+    """
+    for _ in range(RESTLESS_PASSES):
+        done = tick(root, environ)
+        yield done
+        if done.settled is None or not done.settled.restless:
+            return
+        time.sleep(RESTLESS_PERIOD_S)
 
 
 def watch(root: Root, period_s: float) -> None:

@@ -33,7 +33,8 @@ def run_tick(options: argparse.Namespace) -> int:
     from pxsched import tick
 
     try:
-        tick.report(tick.tick(options.root))
+        for done in tick.attend(options.root):
+            tick.report(done)
     except tick.Busy:
         return Exit.DONE  # the other pass does the work
     return Exit.DONE

@@ -62,5 +62,10 @@ def notes(vm: VmView, host: HostView) -> Iterator[str]:
             yield from _plugin(name).notes(vm, host)
 
 
+def restless(vm: VmView, now_ns: int) -> bool:
+    """Whether something of the VM is expected to appear soon. now_ns: boot time."""
+    return bool(vm.devices) and bool(_plugin("interrupts").closer_look(vm, now_ns))
+
+
 def _plugin(name: str) -> Any:
     return import_module(f"pxsched.plugins.{name}")
