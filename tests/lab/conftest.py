@@ -31,10 +31,6 @@ def booted_node() -> Iterator[Node]:
         yield Node(machine)
 
 
-def pytest_configure() -> None:
-    pytest.register_assert_rewrite("lab.node", "lab.product", "lab.guests")
-
-
 @pytest.fixture
 def node(booted_node: Node) -> Iterator[Node]:
     """The running lab. When a test fails the console's end is part of the report."""

@@ -123,8 +123,10 @@ def _passthrough_devices() -> list[str]:
 class Machine:
     """A booted lab. Use as a context manager."""
 
-    def __init__(self, image: Image, shape: Shape | None = None) -> None:
+    def __init__(self, image: Image, shape: Shape | None = None, *, qemu: Image | None = None) -> None:
+        """qemu: the image whose QEMU runs this one; by default its own."""
         self.image = image
+        self.qemu = qemu or image
         self.shape = shape or Shape()
         self.state = Path(tempfile.mkdtemp(prefix="pxsched-lab-"))
         self._process: subprocess.Popen[bytes] | None = None
@@ -193,7 +195,7 @@ class Machine:
         qemu = command(self.shape, agent.fileno(), console.fileno())
         enter = [
             "setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private",
-            "sh", "-c", _ENTER, "sh", str(self.image.root), str(self.image.path), str(CHECKOUT),
+            "sh", "-c", _ENTER, "sh", str(self.qemu.root), str(self.image.path), str(CHECKOUT),
             str(self.state),
         ]  # fmt: skip
         with (self.state / "qemu.log").open("wb") as log:

@@ -9,6 +9,8 @@ from .machine import Machine
 from .polling import poll
 
 DEFAULT_VCPUS = 2
+# The network card and its first virtual function.
+NIC, VF = "0000:41:00.0", "0000:41:10.0"
 
 
 class CommandFailed(AssertionError):
@@ -99,12 +101,8 @@ class Node:
 
     def rom_guest(self, vmid: int, *, burning: int = 0, **options: str | int) -> guests.RomGuest:
         """Writes the configuration of a firmware-only guest, and its shared page; does not start it."""
-        options = {
-            "cores": DEFAULT_VCPUS,
-            "memory": 32,
-            "balloon": 0,
-            "args": guests.rom_args(vmid),
-        } | options
+        small: dict[str, str | int] = {"cores": DEFAULT_VCPUS, "memory": 32, "balloon": 0}
+        options = small | {"args": guests.rom_args(vmid)} | options
         vcpus = int(options["cores"]) * int(options.get("sockets", 1))
         (self.machine.state / f"page-{vmid}").write_bytes(rom.page(vcpus=vcpus, burning=burning))
         self.run("cp", f"/lab/state/page-{vmid}", f"/dev/shm/guest-{vmid}").check()
@@ -112,8 +110,8 @@ class Node:
         return guests.RomGuest(self, vmid)
 
     def linux_guest(self, vmid: int, **options: str | int) -> guests.LinuxGuest:
-        options = {"cores": 1, "memory": 256, "args": guests.linux_args()} | options
-        self._create(vmid, options)
+        small: dict[str, str | int] = {"cores": 1, "memory": 256, "args": guests.linux_args()}
+        self._create(vmid, small | options)
         return guests.LinuxGuest(self, vmid)
 
     def _create(self, vmid: int, options: dict[str, str | int]) -> None:

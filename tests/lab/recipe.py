@@ -170,3 +170,5 @@ class Recipe:
 
 
 HOST = Recipe()
+# Proxmox VE 8's Debian, booted by the other image's QEMU.
+OLDER_HOST = Recipe(suite="bookworm")

@@ -7,11 +7,10 @@ import errno
 
 import pytest
 
-from lab.node import CommandFailed, Node
+from lab.node import NIC, VF, CommandFailed, Node
 from lab.polling import poll
 from lab.recipe import CPUS
 
-NIC, VF = "0000:41:00.0", "0000:41:10.0"
 RECORDER = """\
 #!/bin/sh
 echo "$# $1 $2 from=${PVE_MIGRATED_FROM-unset} path=$PATH lc=$LC_ALL stdin=$(wc -c)" >>/run/hook-calls
@@ -107,8 +106,9 @@ def test_affinity_is_a_taskset_around_all_threads(node: Node) -> None:
 
 @pytest.mark.parametrize("huge", [False, True], ids=["small pages", "huge pages"])
 def test_a_guests_memory_lies_on_the_node_it_asked_for(node: Node, huge: bool) -> None:
-    options = {"numa": 1, "numa0": "cpus=0-1,memory=64,hostnodes=1,policy=bind", "memory": 64}
-    guest = node.rom_guest(100, **options, **({"hugepages": 2} if huge else {}))
+    guest = node.rom_guest(100, memory=64, numa=1, numa0="cpus=0-1,memory=64,hostnodes=1,policy=bind")
+    if huge:
+        node.qm("set", "100", "--hugepages", "2").check()
     node.qm("start", "100").check()
     guest.wait_started(2)
     guest.touch(48)

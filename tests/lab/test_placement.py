@@ -16,8 +16,8 @@ def test_enabling_a_vm_sets_the_hookscript_and_disabling_removes_it(node: Node, 
 
 
 def test_pinned_vcpus_run_in_the_order_in_which_affinity_is_written(node: Node, product: Product) -> None:
-    devices = {"virtio0": "local:disk,iothread=1", "net0": "virtio=BC:24:11:00:00:01"}
-    guest = node.rom_guest(100, cores=4, affinity="11,3,13,5", hookscript=HOOK, **devices)
+    guest = node.rom_guest(100, cores=4, affinity="11,3,13,5", hookscript=HOOK)
+    node.qm("set", "100", "--virtio0", "local:disk,iothread=1", "--net0", "virtio=BC:24:11:00:00:01").check()
     node.qm("start", "100").check()
     guest.wait_started(4)
     assert product.vcpus(100) == {0: "11", 1: "3", 2: "13", 3: "5"}
@@ -56,10 +56,10 @@ def test_dedicated_vms_own_whole_cores_and_others_keep_off(node: Node, product: 
     assert all(len(cpus) == 1 for cpus in (*siblings.values(), *isolated.values()))
     assert {cpu ^ 1 for cpu in first} == first, "both threads of each core"
     second = frozenset().union(*isolated.values())
-    cores = frozenset(cpu for cpu in ALL if cpu & ~1 in {own & ~1 for own in second})
-    assert len(second) == 2 and len(cores) == 4, "a core for each vCPU"
-    assert not first & cores
-    assert not frozenset().union(*shared.values()) & (first | cores)
+    whole = frozenset(cpu for cpu in ALL if cpu & ~1 in {own & ~1 for own in second})
+    assert len(second) == 2 and len(whole) == 4, "a core for each vCPU"
+    assert not first & whole
+    assert not frozenset().union(*shared.values()) & (first | whole)
     busy = {cpu for cpu, governor in node.governors().items() if governor == "performance"}
     assert busy == {cpu for cpu in ALL if cpu & ~1 in {own & ~1 for own in first | second}}
     node.qm("stop", "100").check()

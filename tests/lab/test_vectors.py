@@ -6,10 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from lab.guests import LinuxGuest
-from lab.node import Node
+from lab.node import NIC, Node
 from lab.polling import poll
 from lab.product import HOOK, Product
-from lab.test_host import NIC
 
 LABEL = "vfio-msix"
 CPU = "11"
