@@ -16,8 +16,9 @@ from pxsched.policy import Prefer, Smt
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pxsched.placement.dedicated import Candidate, Score, Search
+    from pxsched.placement.candidates import Search
     from pxsched.placement.occupancy import Occupancy
+    from pxsched.placement.score import Candidate, Score
     from pxsched.placement.shared import Home, HomeScore
 
 

@@ -1,0 +1,304 @@
+"""The candidates for exclusive CPUs: every set of nodes worth considering, measured rule by rule.
+
+The rules in order: fewest nodes, near ones, evenly; the devices' nodes; fewest L3 groups; siblings; kinds
+of CPU; room for the next VM; stability.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import combinations
+
+from pxsched.placement import memory
+from pxsched.placement.kinds import Variant, variants
+from pxsched.placement.layout import Part, Price, assignments, deal, parts_of, unevenness, whole_sockets
+from pxsched.placement.machine import Machine, bits, machine_of, mask_of, remoteness
+from pxsched.placement.occupancy import Occupancy
+from pxsched.placement.request import Host, Request, VmClass
+from pxsched.placement.score import Candidate, Score
+from pxsched.placement.supply import Fill, Stock, fill, stocks_of, usable_for
+from pxsched.policy import Smt
+
+
+class Search:
+    """One request on one machine state; everything is computed at most once."""
+
+    def __init__(self, host: Host, request: Request, occupied: Occupancy, allowed: int, pool: int) -> None:
+        self.host = host
+        self.allowed = allowed
+        self.machine: Machine = machine_of(host.topology)
+        self.request = request
+        self.occupied = occupied
+        busy = occupied.taken | (mask_of(host.housekeeping) if request.cpus is None else 0)
+        self.usable = usable_for(self.machine, pool, busy, request.smt)
+        self.touched = self.machine.spread(occupied.taken) if request.smt is Smt.SHARE else 0
+        self.free = memory.free_memory(self.machine, host, request)
+        self.parts = parts_of(request)
+        self.threads = 1 if request.smt is Smt.ISOLATE else self.machine.threads
+        self._stocks: dict[tuple[int, int], list[Stock]] = {}
+        self._fills: dict[tuple[int, int, int], Fill | None] = {}
+        self._used = {node: (occupied.taken & mask).bit_count() for node, mask in self.machine.cpus.items()}
+
+    def candidates(self) -> list[Candidate]:
+        """All candidates of the fewest nodes; empty when the VM does not fit at all."""
+        found: list[Candidate] = []
+        # With `share`: first as if it were not allowed, for the L3 groups that then serve are others.
+        for usable in dict.fromkeys((self.usable & ~self.touched, self.usable)):
+            if any(candidate.ideal for candidate in found):
+                break
+            for variant in variants(self.machine, self.request.prefer, usable):
+                if variant.mask.bit_count() >= self.request.vcpus:
+                    found += self._in_variant(variant)
+        return found
+
+    def _in_variant(self, variant: Variant) -> list[Candidate]:
+        capacity = {node: (variant.mask & cpus).bit_count() for node, cpus in self.machine.cpus.items()}
+        for parts in (self.parts, ()) if self._may_divide else (self.parts,):
+            for count in range(1, len(capacity) + 1):
+                found = [
+                    candidate
+                    for nodes in self._node_sets(count, capacity, parts)
+                    for candidate in self._on(nodes, variant, capacity, parts)
+                ]
+                if found:
+                    return found
+        return []
+
+    @property
+    def _may_divide(self) -> bool:
+        return bool(self.parts) and all(part.hosts is None for part in self.parts)
+
+    def _node_sets(
+        self, count: int, capacity: Mapping[int, int], parts: Sequence[Part]
+    ) -> list[tuple[int, ...]]:
+        """The sets of `count` nodes that can hold the VM: the nearest ones, of these the most even ones,
+        of these the nearest to the devices.
+        """
+        eligible = [node for node in self.machine.nodes if capacity[node] or self._lends_memory(node)]
+        if count > len(eligible) or not self._may_fit(count, eligible, capacity):
+            return []
+        fitting = [
+            nodes
+            for nodes in combinations(eligible, count)
+            if sum(capacity[node] for node in nodes) >= self.request.vcpus
+            and (parts or sum(self.free[node] for node in nodes) >= self.request.memory_mib)
+        ]
+        if count == 1 or parts:
+            return fitting
+        for measure in (self._distance, lambda nodes: self._unevenness(nodes, capacity), self._devices):
+            values = [measure(nodes) for nodes in fitting]
+            best = min(values, default=0)
+            fitting = [nodes for nodes, value in zip(fitting, values, strict=True) if value == best]
+        return fitting
+
+    def _lends_memory(self, node: int) -> bool:
+        allowed = self.request.nodes
+        return self.free[node] > 0 and (allowed is None or node in allowed)
+
+    def _may_fit(self, count: int, eligible: Sequence[int], capacity: Mapping[int, int]) -> bool:
+        most_cpus = sorted((capacity[node] for node in eligible), reverse=True)[:count]
+        most_memory = sorted((self.free[node] for node in eligible), reverse=True)[:count]
+        return sum(most_cpus) >= self.request.vcpus and sum(most_memory) >= self._least_memory
+
+    @property
+    def _least_memory(self) -> int:
+        return 0 if self.parts else self.request.memory_mib
+
+    def _on(
+        self,
+        nodes: tuple[int, ...],
+        variant: Variant,
+        capacity: Mapping[int, int],
+        parts: Sequence[Part],
+    ) -> Iterator[Candidate]:
+        if not parts:
+            split = self._dealt(nodes, variant, capacity)
+            vcpus = list(range(self.request.vcpus))
+            homes: list[tuple[int, ...]] = []
+            for share in split or ():
+                homes.append(tuple(vcpus[:share]))
+                vcpus = vcpus[share:]
+            if split is not None:
+                yield from self._candidate(nodes, homes, variant, capacity, divided=bool(self.parts))
+            return
+        for way in assignments(parts, nodes, capacity, self.free):
+            members: dict[int, list[int]] = {node: [] for node in nodes}
+            for index, node in sorted(way.items()):
+                members[node] += parts[index].vcpus
+            homes = [tuple(members[node]) for node in nodes]
+            yield from self._candidate(nodes, homes, variant, capacity, divided=False)
+            return
+
+    def _dealt(
+        self, nodes: tuple[int, ...], variant: Variant, capacity: Mapping[int, int]
+    ) -> tuple[int, ...] | None:
+        if len(nodes) == 1:
+            return (self.request.vcpus,)
+        # Where it makes no difference to the VM, the emptiest node gets most.
+        order = sorted(nodes, key=lambda node: (self._used[node], node))
+        room = [capacity[node] for node in order]
+
+        def pricing(position: int, count: int) -> Price | None:
+            chosen = self._fill(order[position], count, variant)
+            if chosen is None:
+                return None
+            torn = int(count % self.threads > 0)
+            return Price((len(chosen.groups), chosen.joined), torn, (chosen.broken, chosen.leftover))
+
+        counts = whole_sockets(room, self.request, pricing) or deal(
+            room, self.request.vcpus, self.threads, pricing
+        )
+        if counts is None:
+            return None
+        share = dict(zip(order, counts, strict=True))
+        return tuple(share[node] for node in nodes)
+
+    def _fill(self, node: int, count: int, variant: Variant) -> Fill | None:
+        key = (node, count, variant.mask)
+        if key not in self._fills:
+            stock_key = (node, variant.mask)
+            if stock_key not in self._stocks:
+                self._stocks[stock_key] = stocks_of(
+                    self.machine.cells[node], variant.mask, self.occupied.taken, self.touched, self._crowd
+                )
+            self._fills[key] = fill(self._stocks[stock_key], count, self.touched)
+        return self._fills[key]
+
+    def _crowd(self, mask: int) -> float:
+        """Demand of shared VMs on these CPUs."""
+        demand = 0.0
+        for other in self.occupied.floats:
+            inside = (other.mask & mask).bit_count()
+            if inside:
+                demand += other.demand * inside / other.mask.bit_count()
+        return demand
+
+    def _candidate(
+        self,
+        nodes: tuple[int, ...],
+        homes: Sequence[tuple[int, ...]],
+        variant: Variant,
+        capacity: Mapping[int, int],
+        *,
+        divided: bool,
+    ) -> Iterator[Candidate]:
+        fills = [self._fill(node, len(home), variant) for node, home in zip(nodes, homes, strict=True)]
+        sound = [chosen for chosen in fills if chosen is not None]
+        if len(sound) < len(fills):
+            return
+        mask = 0
+        for chosen in sound:
+            mask |= chosen.mask
+        score = Score(
+            nodes=len(nodes),
+            distance=self._distance(nodes),
+            unevenness=0 if self.parts else self._unevenness(nodes, capacity),
+            devices=self._devices(nodes),
+            groups=len(frozenset().union(*(chosen.groups for chosen in sound))),
+            joined=sum(chosen.joined for chosen in sound),
+            torn=sum(len(home) % self.threads > 0 for home in homes),
+            kinds=variant.rank,
+            room=self._room(nodes, homes, sound),
+            order=nodes,
+        )
+        yield Candidate(score, nodes, mask, tuple(homes), divided)
+
+    def _room(
+        self, nodes: Sequence[int], homes: Sequence[tuple[int, ...]], fills: Sequence[Fill]
+    ) -> tuple[float, ...]:
+        """What is left for the next VM: nodes filled alike to within one L3 group, few groups broken, little
+        left over in those, and the fuller node first.
+        """
+        used = dict(self._used)
+        for node, home in zip(nodes, homes, strict=True):
+            used[node] += len(home)
+        apart = max(used.values()) - min(used.values())
+        return (
+            max(0, apart - self._tolerance),
+            sum(chosen.broken for chosen in fills),
+            sum(chosen.disturbed for chosen in fills),
+            sum(chosen.leftover for chosen in fills),
+            -sum(used[node] for node in nodes),
+        )
+
+    @cached_property
+    def _tolerance(self) -> int:
+        """How far apart the use of nodes may be: one L3 group, but no more than an eighth of a node, which
+        is one L3 group of the machines with many of them.
+        """
+        group = max(cell.mask.bit_count() for cells in self.machine.cells.values() for cell in cells)
+        return min(group, min(cpus.bit_count() for cpus in self.machine.cpus.values()) // 8)
+
+    def vcpus(self, candidate: Candidate) -> tuple[int, ...]:
+        """The CPU of each vCPU: neighbouring vCPUs on siblings, then on neighbours in an L3 group."""
+        found = [0] * self.request.vcpus
+        for node, home in zip(candidate.nodes, candidate.homes, strict=True):
+            cpus = (
+                cpu
+                for cell in self.machine.cells[node]
+                if cell.mask & candidate.mask
+                for core in cell.cores
+                for cpu in bits(core & candidate.mask)
+            )
+            for vcpu, cpu in zip(home, cpus, strict=True):
+                found[vcpu] = cpu
+        return tuple(found)
+
+    def _distance(self, nodes: Sequence[int]) -> int:
+        distance = self.machine.topology.distance
+        return sum(distance(one, other) + distance(other, one) for one, other in combinations(nodes, 2))
+
+    def _unevenness(self, nodes: Sequence[int], capacity: Mapping[int, int]) -> int:
+        return unevenness([capacity[node] for node in nodes], self.request.vcpus)
+
+    def _devices(self, nodes: Sequence[int]) -> int:
+        return remoteness(self.machine, nodes, self.request.device_nodes)
+
+    def previous(self, best: Candidate) -> tuple[Candidate, tuple[int, ...]] | None:
+        """What the VM had, and vCPU by vCPU, if it is free and as good as `best` by every rule but room."""
+        before = self.request.previous
+        if before is None or before.vm_class is not VmClass.DEDICATED:
+            return None
+        cpus = [next(iter(one)) for one in before.vcpus if len(one) == 1]
+        mask = mask_of(cpus)
+        if len(cpus) != self.request.vcpus or mask.bit_count() != len(cpus) or mask & ~self.usable:
+            return None
+        return self._measured(cpus, mask, best)
+
+    def _measured(
+        self, cpus: list[int], mask: int, best: Candidate
+    ) -> tuple[Candidate, tuple[int, ...]] | None:
+        machine = self.machine
+        nodes = tuple(node for node in machine.nodes if machine.cpus[node] & mask)
+        if self.parts and nodes != best.nodes:
+            return None
+        counts = [(machine.cpus[node] & mask).bit_count() for node in nodes]
+        best_counts = [(machine.cpus[node] & best.mask).bit_count() for node in best.nodes]
+        free = sum(self.free[node] for node in nodes)
+        cores = len({machine.core_of[cpu] for cpu in cpus})
+        best_cores = len({machine.core_of[cpu] for cpu in bits(best.mask)})
+        as_good = (
+            len(nodes) == len(best.nodes)
+            and sorted(counts) == sorted(best_counts)
+            and self._distance(nodes) <= best.score.distance
+            and self._devices(nodes) <= best.score.devices
+            and len(machine.groups_of(mask)) <= best.score.groups
+            and cores <= best_cores
+            and (mask & self.touched).bit_count() <= best.score.joined
+            and free >= self._least_memory
+            and self._guest_nodes_kept(cpus, best)
+            and any(
+                mask & ~variant.mask == 0
+                for variant in variants(machine, self.request.prefer, self.usable)
+                if variant.rank <= best.score.kinds
+            )
+        )
+        if not as_good:
+            return None
+        return Candidate(best.score, nodes, mask, best.homes, best.split), tuple(cpus)
+
+    def _guest_nodes_kept(self, cpus: Sequence[int], best: Candidate) -> bool:
+        node_of = self.machine.topology.cpus
+        return not self.parts or all(
+            node_of[cpu].node == node_of[other].node
+            for cpu, other in zip(cpus, self.vcpus(best), strict=True)
+        )

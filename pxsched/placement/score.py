@@ -1,0 +1,40 @@
+"""What a candidate placement is worth: the rules as a tuple, so that the best one is the smallest."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Score(NamedTuple):
+    """Smaller is better, the first difference decides. The fields follow the order of the rules."""
+
+    nodes: int
+    distance: int
+    unevenness: int
+    devices: int
+    groups: int
+    joined: int
+    torn: int
+    kinds: tuple[int, int]
+    room: tuple[float, ...]
+    order: tuple[int, ...]
+
+    @property
+    def rules(self) -> tuple[object, ...]:
+        """What must be as good for a VM to get back what it had."""
+        return self[:8]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """homes: the vCPUs of each node. split: a guest node had to be divided over host nodes."""
+
+    score: Score
+    nodes: tuple[int, ...]
+    mask: int
+    homes: tuple[tuple[int, ...], ...]
+    split: bool = False
+
+    @property
+    def ideal(self) -> bool:
+        """Whether no rule before the kinds of CPU could be met better."""
+        return self.score[:7] == (1, 0, 0, 0, 1, 0, self.score.torn)
