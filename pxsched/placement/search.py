@@ -2,17 +2,7 @@
 
 from collections.abc import Sequence
 
-from pxsched.placement.dedicated import place_dedicated
-from pxsched.placement.fixed import place_constrained, place_pinned
 from pxsched.placement.request import Holding, Host, Placement, Refused, Request, VmClass
-from pxsched.placement.shared import place_shared
-
-_BY_CLASS = {
-    VmClass.PINNED: place_pinned,
-    VmClass.CONSTRAINED: place_constrained,
-    VmClass.DEDICATED: place_dedicated,
-    VmClass.SHARED: place_shared,
-}
 
 
 def place(host: Host, holdings: Sequence[Holding], request: Request) -> Placement:
@@ -22,7 +12,19 @@ def place(host: Host, holdings: Sequence[Holding], request: Request) -> Placemen
     """
     if request.vcpus < 1:
         raise Refused(f"{request.vcpus} vCPUs: a VM has at least one")
-    return _BY_CLASS[request.vm_class](host, holdings, request)
+    # Imported here, for the hook starts once a VM and needs one of them.
+    if request.vm_class is VmClass.DEDICATED:
+        from pxsched.placement.dedicated import place_dedicated
+
+        return place_dedicated(host, holdings, request)
+    if request.vm_class is VmClass.SHARED:
+        from pxsched.placement.shared import place_shared
+
+        return place_shared(host, holdings, request)
+    from pxsched.placement.fixed import place_constrained, place_pinned
+
+    pinned = request.vm_class is VmClass.PINNED
+    return (place_pinned if pinned else place_constrained)(host, holdings, request)
 
 
 def rehome(host: Host, holdings: Sequence[Holding], request: Request) -> Placement | None:
