@@ -67,7 +67,9 @@ class BalloonTarget:
 class Record:
     """What is remembered of one guest. need_mib: its need as smoothed at at_s (CLOCK_MONOTONIC).
 
-    target_mib: what it was last told, None before that; set_s: when. pace: how well it follows, 1 at first.
+    target_mib: what it was last told, None before that; set_s: when, grown_s: when it last got more.
+    pace: how well it follows, 1 at first. patience: how much longer than others it may keep what it does not
+    use, since it has wanted back before what it gave up.
     """
 
     start: int
@@ -78,6 +80,8 @@ class Record:
     target_mib: int | None = None
     set_s: float = 0.0
     pace: float = 1.0
+    grown_s: float = 0.0
+    patience: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,8 @@ class State:
                 one.target_mib,
                 one.set_s,
                 one.pace,
+                one.grown_s,
+                one.patience,
             ]
             for vmid, one in self.guests.items()
         }
@@ -118,7 +124,7 @@ class State:
 
 
 def _record(body: Sequence[float | int | None]) -> Record:
-    start, at_s, need, swapped, faults, target, set_s, pace = body
+    start, at_s, need, swapped, faults, target, set_s, pace, grown_s, patience = body
     if start is None or at_s is None or need is None or swapped is None or faults is None:
         raise TypeError("no record")
     told = None if target is None else int(target)
@@ -131,6 +137,8 @@ def _record(body: Sequence[float | int | None]) -> Record:
         told,
         float(set_s or 0.0),
         float(pace or 1.0),
+        float(grown_s or 0.0),
+        float(patience or 1.0),
     )
 
 

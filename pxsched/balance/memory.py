@@ -8,7 +8,7 @@ passes is a value.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pxsched.balance.balloon import (
@@ -24,8 +24,11 @@ from pxsched.balance.balloon import (
 from pxsched.policy import NodeSettings, Policy
 
 # How long a fallen need still counts for 37 % of its height, and how old statistics may be.
-FALL_S = 180.0
+FALL_S = 120.0
 STALE_S = 15.0
+# A guest that wants back what it gave up keeps things twice as long from then on, up to so many times; that
+# is forgiven in this time. What was just given is not taken back at once, unless somebody waits for it.
+MOST_PATIENCE, FORGIVE_S, GRACE_S = 16.0, 3600.0, 45.0
 # No guest is asked to go below what it uses and this much.
 FLOOR_MIB, FLOOR_PART = 64, 0.03
 # Where between starved (0) and wasteful (1) everyone is put when there is enough for all.
@@ -67,8 +70,17 @@ def targets(
     reserve = settings.reserved_mib + (_PRESSED_PART * host.total_mib if host.stalled > _PRESSURE else 0.0)
     found = _decide(list(standings.values()), records, host, reserve, settings, now_s)
     for told in found:
-        records[told.vmid] = replace(records[told.vmid], target_mib=told.target_mib, set_s=now_s)
+        records[told.vmid] = _told(records[told.vmid], told, standings[told.vmid], now_s)
     return Outcome(tuple(found), skipped, State(records), standings)
+
+
+def _told(record: Record, told: BalloonTarget, standing: Standing, now_s: float) -> Record:
+    """The record after a target. Who wants back what it gave up may keep things longer from now on."""
+    if told.target_mib < standing.guest.actual_mib:
+        return replace(record, target_mib=told.target_mib, set_s=now_s)
+    regrets = record.target_mib is not None and record.set_s > record.grown_s
+    patience = min(MOST_PATIENCE, record.patience * 2) if regrets else record.patience
+    return replace(record, target_mib=told.target_mib, set_s=now_s, grown_s=now_s, patience=patience)
 
 
 def _why_not(guest: Guest) -> str:
@@ -91,7 +103,7 @@ def _standing(guest: Guest, stats: Stats, known: Record | None, now_s: float) ->
     need, elapsed, losing = used, 10.0, False
     if known is not None and now_s > known.at_s:
         elapsed = now_s - known.at_s
-        need = max(used, used + (known.need_mib - used) * math.exp(-elapsed / FALL_S))
+        need = max(used, used + (known.need_mib - used) * math.exp(-elapsed / FALL_S / known.patience))
         swapped = (stats.swapped_mib - known.swapped_mib) / elapsed
         faults = (stats.major_faults - known.major_faults) / elapsed
         losing = swapped > _SWAP_MIB_S or faults > _FAULTS_S
@@ -122,7 +134,7 @@ def _remember(standing: Standing, stats: Stats, known: Record | None, now_s: flo
     """The record with this pass's statistics, and what the guest's obedience says of its pace."""
     start, actual = standing.guest.start, standing.guest.actual_mib
     if known is None:
-        known = Record(start, now_s, standing.need_mib)
+        known = Record(start, now_s, standing.need_mib, grown_s=now_s - GRACE_S)
     pace, target = known.pace, known.target_mib
     if target is not None and actual > target + _small(actual) and now_s - known.set_s > FOLLOW_S:
         # It will not get there; it is no longer asked to, and next time more gently.
@@ -136,6 +148,8 @@ def _remember(standing: Standing, stats: Stats, known: Record | None, now_s: flo
         target,
         known.set_s,
         pace,
+        known.grown_s,
+        1 + (known.patience - 1) * math.exp(-standing.elapsed_s / FORGIVE_S),
     )
 
 
@@ -170,7 +184,8 @@ def _decide(
     ready = READY_PART * (host.available_mib + sum(_held(one) for one in standings))
     missing = sum(growth for _, growth in wanting) + ready - headroom - coming
     found = []
-    for one, size in _givers(standings, sizes, missing, missing > ready):
+    fresh = {vmid for vmid, record in records.items() if now_s - record.grown_s < GRACE_S}
+    for one, size in _givers(standings, sizes, missing, missing > ready, fresh):
         told = _shrink(one, size, records, now_s, HURRY if missing > ready else 1.0)
         found += [told] if told else []
     return [*_grow(wanting, headroom, reserve), *found]
@@ -182,17 +197,25 @@ def _coming(one: Standing, record: Record) -> float:
 
 
 def _givers(
-    standings: Sequence[Standing], sizes: Mapping[int, float], missing: float, pressed: bool
+    standings: Sequence[Standing],
+    sizes: Mapping[int, float],
+    missing: float,
+    pressed: bool,
+    fresh: Collection[int],
 ) -> list[tuple[Standing, float]]:
     """Who is to shrink, and to what: who wastes in any case; while memory is missing, everyone the same part
-    of what it has beyond its fair size, those above their upper bound first.
+    of what it has beyond its fair size, those above their upper bound first. fresh: who just got more.
     """
     goal = {one.guest.vmid: one.guest.actual_mib for one in standings}
     for one in standings:
-        if one.wasteful:
+        if one.wasteful and one.guest.vmid not in fresh:
             goal[one.guest.vmid] = max(sizes[one.guest.vmid], one.lasting_mib)
             missing -= one.guest.actual_mib - goal[one.guest.vmid]
-    rich = [one for one in standings if one.guest.actual_mib > one.high_mib + 1]
+    rich = [
+        one
+        for one in standings
+        if one.guest.actual_mib > one.high_mib + 1 and (pressed or one.guest.vmid not in fresh)
+    ]
     for group in (rich, standings) if pressed else (rich,):
         spare = {one.guest.vmid: max(0.0, goal[one.guest.vmid] - sizes[one.guest.vmid]) for one in group}
         total = sum(spare.values())

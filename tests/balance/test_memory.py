@@ -195,7 +195,7 @@ def test_the_state_survives_as_text_and_damage_costs_only_a_pass():
     state = decide([seen(actual=2048, used=300)]).state
     assert state.targets == {100: state.guests[100].target_mib}
     assert balloon.State.from_json(json.loads(json.dumps(state.to_json()))) == state
-    for damaged in (None, [], {"x": 1}, {"100": [1, 2]}, {"100": ["a"] * 8}, {"100": [None] * 8}):
+    for damaged in (None, [], {"x": 1}, {"100": [1, 2]}, {"100": ["a"] * 10}, {"100": [None] * 10}):
         assert balloon.State.from_json(damaged) == balloon.State()
 
 
