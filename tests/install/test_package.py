@@ -110,3 +110,10 @@ def test_install_sh_does_not_install_beside_the_package(installed):
     done = installed.run("./install.sh", check=False)
     assert done.returncode == 1
     assert "Debian package" in done.stdout
+
+
+def test_the_timer_is_enabled_by_it_and_gone_with_it(installed):
+    links = [path for path in installed.path("etc/systemd/system").rglob("pxsched.*") if path.is_symlink()]
+    assert [path.name for path in links] == ["pxsched.timer"]
+    installed.run("dpkg", "-P", "pxsched")
+    assert list(installed.path("etc/systemd/system").rglob("pxsched.*")) == []
