@@ -21,6 +21,7 @@ AREAS = {
     "plan": "pxsched.commands.reading",
     "status": "pxsched.commands.reading",
     "simulate": "pxsched.commands.placing",
+    "defrag": "pxsched.commands.placing",
     "report": "pxsched.commands.reporting",
     "hook": "pxsched.commands.running",
     "tick": "pxsched.commands.running",

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pxsched import settings
 from pxsched.errors import UserError
@@ -21,6 +21,11 @@ from pxsched.placement.request import GuestNode, Holding, Host, Placement, Refus
 from pxsched.placement.search import place, rehome
 from pxsched.policy import Prefer, Smt
 from pxsched.root import Root
+
+if TYPE_CHECKING:
+    from pxsched.ledger import Ledger
+    from pxsched.node import Node as PveNode
+    from pxsched.node import Sighting
 
 E = TypeVar("E", bound=StrEnum)
 T = TypeVar("T")
@@ -141,6 +146,38 @@ class Node:
                 self.last[vmid] = home
                 said.append(f"shared VM {vmid} makes room and now floats on {cpulist.format(home.cpus)}")
         return said
+
+
+def running_vms(
+    node: "PveNode", ledger: "Ledger", sightings: Iterable["Sighting"]
+) -> tuple[Host, list[tuple[Request, Holding]]]:
+    """What `defrag` asks: the machine with its free memory, and every VM that is placed with its wish.
+
+    A VM whose configuration cannot be read stands where it is, as if it were pinned.
+    """
+    from pxsched import claims, views
+    from pxsched.host import memory
+
+    seen = {sighting.vmid: sighting for sighting in sightings}
+    near = views.device_nodes(node, seen.values())
+    running = []
+    for vmid, claim in sorted(ledger.claims.items()):
+        share = claim.memory_mib // max(1, len(claim.placement.nodes))
+        held = replace(claims.holding(claim), memory_mib=dict.fromkeys(claim.placement.nodes, share))
+        machine = seen[vmid].machine if vmid in seen else None
+        if machine is None:
+            held = replace(held, vm_class=VmClass.PINNED)
+            running.append((Request(vmid, len(held.vcpus), 0, VmClass.PINNED), held))
+            continue
+        wish = claims.request(vmid, machine, claim.policy, device_nodes=near.get(vmid, frozenset()))
+        running.append((wish, held))
+    host = host_of(
+        node.topology,
+        node.settings.node,
+        free_mib=memory.free_mib(node.memory),
+        free_hugepages_mib=memory.free_hugepages_mib(node.memory),
+    )
+    return host, running
 
 
 def _memory_of(request: Request, placement: Placement, free: Mapping[int, float]) -> dict[int, int]:

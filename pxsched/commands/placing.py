@@ -12,6 +12,10 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
                   "say where VMs would go, from JSON lines of starts and stops",
                   example="pxsched --root captured/ simulate requests.jsonl --json", reads=True)  # fmt: skip
     command.add_argument("requests", metavar="REQUESTS.jsonl", help="a file; - for standard input")
+    command = add(commands, "defrag", run_defrag,
+                  "list the moves that would end avoidable crossings of nodes and L3 groups; moves nothing",
+                  example="pxsched defrag --dry-run", reads=True)  # fmt: skip
+    command.add_argument("--dry-run", action="store_true", help="what it does anyway: only list")
 
 
 def run_simulate(options: argparse.Namespace) -> int:
@@ -27,4 +31,24 @@ def run_simulate(options: argparse.Namespace) -> int:
         raise UserError(f"cannot read {options.requests!r}: {error.strerror}") from error
     for line in simulate.simulate(options.root, lines):
         print(line)
+    return Exit.DONE
+
+
+def run_defrag(options: argparse.Namespace) -> int:
+    import json
+
+    from pxsched import ledger as ledgers
+    from pxsched import settle
+    from pxsched.node import open_node
+    from pxsched.placement import defrag
+    from pxsched.simulate import running_vms
+
+    node = open_node(options.root)
+    ledger = ledgers.peek(options.root)
+    host, running = running_vms(node, ledger, settle.sight_all(options.root, ledger))
+    found = defrag.remedies(host, running)
+    if options.json:
+        print(json.dumps({"schema": 1, "remedies": [defrag.as_json(remedy) for remedy in found]}))
+    else:
+        print(*defrag.describe(found), sep="\n")
     return Exit.DONE
