@@ -16,9 +16,13 @@ CORPORA = HERE.parent.parent / "shared" / "corpora"
 MANY = "ten thousand examples"
 
 _UNHURRIED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
-settings.register_profile("default", max_examples=60, deadline=None, suppress_health_check=_UNHURRIED)
+# The same examples every time: a run judges the change at hand, not the luck of the draw. To search further:
+# tests/run --slow --hypothesis-profile=search
+_SAME = {"derandomize": True, "database": None, "deadline": None, "suppress_health_check": _UNHURRIED}
+settings.register_profile("default", max_examples=60, **_SAME)
+settings.register_profile("search", max_examples=500, deadline=None, suppress_health_check=_UNHURRIED)
 settings.load_profile("default")
-THOROUGH = settings(max_examples=10_000, deadline=None, suppress_health_check=_UNHURRIED)
+THOROUGH = settings(max_examples=10_000, **_SAME)
 # Where hypothesis keeps the settings of a test; it offers no way to change them between two runs of one test.
 _KEPT = "_hypothesis_internal_use_settings"
 
