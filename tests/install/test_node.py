@@ -1,8 +1,12 @@
 """Installing on a node, upgrading, being interrupted, uninstalling: by install.sh, in Debian 12 and 13."""
 
 import os
+import subprocess
+import sys
 
 import pytest
+
+from .conftest import CHECKOUT
 
 pytestmark = pytest.mark.slow
 
@@ -172,3 +176,20 @@ def test_missing_python_packages_come_from_debian(machine):
         pytest.skip("no Debian mirror can be reached from the root")
     assert done.returncode == 0, done.stdout
     assert machine.path("usr/lib/python3/dist-packages/pyroute2").exists()
+
+
+def test_each_debians_proxmoxer_speaks_https(machine):
+    """Debian 12 has proxmoxer 1.2.0, Debian 13 2.2.0; they differ in what they raise."""
+    machine.run("./install.sh")
+    certificate = machine.path("certificate")
+    certificate.mkdir()
+    make = f"import sys; sys.path.insert(0, {str(CHECKOUT / 'tests/optin')!r}); import api_server"
+    code = f"{make}, pathlib; api_server.make_certificate(pathlib.Path({str(certificate)!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    said = machine.run("python3", "tests/install/files/https_session.py", "/certificate").stdout
+    assert "0 VM 100 web on pve1: enabled" in said
+    assert "'PUT', 'nodes/pve1/qemu/100/config', {'hookscript': 'local:snippets/pxsched', 'digest'" in said
+    assert "100  pve1" in said
+    assert "1 pxsched: 127.0.0.1" in said
+    assert "certificate" in said
+    assert "unexpected" not in said

@@ -143,5 +143,5 @@ def test_a_token_of_the_wrong_form_is_named_before_anything_is_sent(node, pxsche
 
 
 def test_a_host_that_does_not_answer_is_named(node, pxsched):
-    with pytest.raises(UserError, match="127.0.0.1:1"):
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1"):
         pxsched(node.root, "list", "--host", "127.0.0.1:1", "--token", TOKEN)
