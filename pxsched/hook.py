@@ -79,7 +79,7 @@ def run(root: Root, vmid: int, phase: str, environ: Mapping[str, str]) -> int:
         say(line)
     refusal = done.changes.refused.get(vmid)
     if refusal is not None:
-        return _refuse(node, vmid, phase, refusal)
+        return _refuse(node, sighting, phase, refusal)
     claim = done.claims.get(vmid)
     if phase == "pre-start" and claim is not None and claim.policy.compact:
         _compact(node, sighting, claim)
@@ -88,8 +88,8 @@ def run(root: Root, vmid: int, phase: str, environ: Mapping[str, str]) -> int:
     return Exit.DONE
 
 
-def _refuse(node: Node, vmid: int, phase: str, reason: str) -> int:
-    machine = node_module.machine_of(node.root, vmid)
+def _refuse(node: Node, sighting: Sighting, phase: str, reason: str) -> int:
+    vmid, machine = sighting.vmid, sighting.machine
     strict = machine is not None and node.settings.policy(vmid, machine.tags).strict
     if strict and phase == "pre-start":
         say(f"VM {vmid} is refused, as its policy is strict: {reason}")

@@ -180,13 +180,20 @@ def _load(root: Root, *, set_aside: bool) -> Ledger:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError) as error:
             aside = f"{file}.damaged"
             if set_aside:
-                os.replace(root.path(file), root.path(aside))
+                _set_aside(root.path(file), root.path(aside))
             warnings.append(f"/{file} is damaged ({str(error)[:80]}), kept as /{aside}")
         else:
             ledger.warnings = warnings
             ledger.stored = (dict(ledger.claims), dict(ledger.journal)) if file == FILE else None
             return ledger
     return Ledger(warnings=warnings)
+
+
+def _set_aside(path: str, aside: str) -> None:
+    try:
+        os.replace(path, aside)
+    except OSError as error:
+        raise UserError(f"cannot move {path} aside: {error.strerror}") from error
 
 
 def _boot_id(root: Root) -> str:

@@ -59,7 +59,8 @@ def plan(node: Node, vmid: int) -> Plan:
 def now(root: Root, key: str) -> str | None:
     """A knob's value at this moment; None when it is gone or cannot be read."""
     try:
-        return knobs.from_key(key).read(root)
+        knob = knobs.from_key(key)
+        return knob.read(root) if knob.present(root) else None
     except (Gone, OSError, ValueError):
         return None
 

@@ -55,10 +55,10 @@ def reconcile(
     ]
     values = _read(root, ledger, wanted)
     moving = _moving_cpusets(ledger, stale, wanted, values)
-    changed = _journal(root, ledger, wanted, values, moving)
+    changed, drifted = _journal(root, ledger, wanted, values, moving)
     ledgers.save(root, ledger)
     _restore(root, ledger, stale, report)
-    _apply(root, ledger, [wanted[key] for key in changed], report)
+    _apply(root, ledger, [wanted[key] for key in changed], drifted, report)
     ledgers.save(root, ledger)
     return report
 
@@ -86,24 +86,28 @@ def _moving_cpusets(
         for key, setting in wanted.items()
         if setting.knob.rank is Rank.CPUSET
         and key in values
-        and not setting.knob.same(values[key], setting.want)
+        and not _same(setting.knob, values[key], setting.want)
     }
     return frozenset(restored | applied)
 
 
 def _journal(
     root: Root, ledger: Ledger, wanted: dict[str, Setting], values: dict[str, str], moving: frozenset[int]
-) -> list[str]:
-    """Enters the originals of all knobs that will be written; gives the keys to write."""
-    changed = []
+) -> tuple[list[str], set[str]]:
+    """Enters the originals of all knobs that will be written. Gives the keys to write, and those of them that
+    somebody else turned since our last write.
+    """
+    changed: list[str] = []
+    drifted: set[str] = set()
     for key, now in values.items():
         setting = wanted[key]
         entry = ledger.journal.get(key)
-        differs = not setting.knob.same(now, setting.want)
+        differs = not _same(setting.knob, now, setting.want)
         disturbed = setting.owner in moving and setting.knob.rank is Rank.THREAD
         if entry is not None:
-            if differs and setting.knob.same(entry.wanted, setting.want):
+            if differs and not entry.note and _same(setting.knob, entry.wanted, setting.want):
                 entry = replace(entry, drifted_ns=ledgers.now_ns(), drifts=entry.drifts + 1)
+                drifted.add(key)
             ledger.journal[key] = replace(
                 entry, owner=setting.owner, plugin=setting.plugin, wanted=setting.want
             )
@@ -117,7 +121,15 @@ def _journal(
             )
         if differs or disturbed:
             changed.append(key)
-    return changed
+    return changed, drifted
+
+
+def _same(knob: Knob, one: str, other: str) -> bool:
+    """Whether two values mean the same; one that means nothing, from a damaged journal, is like no other."""
+    try:
+        return knob.same(one, other)
+    except UserError:
+        return False
 
 
 def _restore(root: Root, ledger: Ledger, keys: list[str], report: Report) -> None:
@@ -150,7 +162,7 @@ def _already(root: Root, knob: Knob, value: str) -> bool:
         return False  # nobody can say: try again at the next pass
 
 
-def _apply(root: Root, ledger: Ledger, settings: list[Setting], report: Report) -> None:
+def _apply(root: Root, ledger: Ledger, settings: list[Setting], drifted: set[str], report: Report) -> None:
     for setting in sorted(settings, key=lambda setting: setting.knob.rank):
         knob, key = setting.knob, setting.knob.key
         entry = ledger.journal[key]
@@ -172,9 +184,7 @@ def _apply(root: Root, ledger: Ledger, settings: list[Setting], report: Report) 
             ledger.journal[key] = replace(entry, note=note)
         if note and entry.note != note:
             report.failed.append(f"{key}: asked for {setting.want!r}, {note}")
-        report.turned.append(
-            Turn(key, setting.plugin, setting.owner, before, after, drifted=entry.drifted_ns is not None)
-        )
+        report.turned.append(Turn(key, setting.plugin, setting.owner, before, after, drifted=key in drifted))
 
 
 def _note(ledger: Ledger, key: str, error: OSError) -> bool:

@@ -52,6 +52,10 @@ class Knob(ABC):
         """The value to put back later, where that says more than `read` does."""
         return self.read(root)
 
+    def present(self, root: Root) -> bool:
+        """Whether the object is the one the key means; `read` may take that for granted, `write` never."""
+        return True
+
     def same(self, now: str, want: str) -> bool:
         """Whether two values mean the same to the kernel."""
         return now == want

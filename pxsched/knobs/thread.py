@@ -40,13 +40,16 @@ class ThreadAffinity(Knob):
     def write(self, root: Root, value: str) -> None:
         if not root.live:
             raise OSError(errno.EROFS, "not the running system")
-        now = process.identify(root, self.tid)
-        if now is None or now.start_ticks != self.start_ticks:
+        if not self.present(root):
             raise Gone(self.key)
         try:
             os.sched_setaffinity(self.tid, cpulist.parse(value))
         except ProcessLookupError:
             raise Gone(self.key) from None
+
+    def present(self, root: Root) -> bool:
+        now = process.identify(root, self.tid)
+        return now is not None and now.start_ticks == self.start_ticks
 
     def same(self, now: str, want: str) -> bool:
         return now == want or cpulist.parse(now) == cpulist.parse(want)
