@@ -100,9 +100,13 @@ def update(
         nodes = (device_nodes or {}).get(sighting.vmid, frozenset())
         wishes.append((request(sighting.vmid, machine, policy, device_nodes=nodes), sighting, policy))
     wishes.sort(key=lambda wish: (_ORDER[wish[0].vm_class], wish[0].vmid not in ledger.claims, wish[0].vmid))
+    taken: frozenset[int] | None = None
     for wish, sighting, policy in wishes:
+        # Shared VMs come last: by now everyone has who gets CPUs of his own.
+        if taken is None and wish.vm_class is VmClass.SHARED:
+            taken = _dedicated(ledger)
         try:
-            if _claim(node, ledger, wish, sighting, policy):
+            if _claim(node, ledger, wish, sighting, policy, taken or frozenset()):
                 changes.placed.append(wish.vmid)
         except Refused as refusal:
             changes.refused[wish.vmid] = str(refusal)
@@ -143,16 +147,21 @@ def _opted_in(claim: Claim | None, sighting: Sighting) -> bool:
     return claim.hookscript == sighting.machine.hookscript
 
 
-def _claim(node: Node, ledger: Ledger, wish: Request, sighting: Sighting, policy: Policy) -> bool:
-    """Makes or renews one claim; says whether the VM was placed anew. Raises Refused."""
+def _claim(
+    node: Node, ledger: Ledger, wish: Request, sighting: Sighting, policy: Policy, taken: frozenset[int]
+) -> bool:
+    """Makes or renews one claim; says whether the VM was placed anew. Raises Refused.
+
+    taken: the CPUs that are dedicated to somebody, for a shared VM.
+    """
     before = ledger.claims.get(wish.vmid)
     signature = _signature(wish, policy, frozenset(wish.affinity) - node.topology.online)
-    holdings = [holding(claim) for claim in ledger.claims.values() if claim.vmid != wish.vmid]
-    moved = before is None or before.signature != signature or not _fits(node, before, holdings)
+    moved = before is None or before.signature != signature or not _fits(node, before, taken)
     placement = before.placement if before else None
     if moved or placement is None:
         load = before.load if before else None
         wish = replace(wish, previous=placement, load=load)
+        holdings = [holding(claim) for claim in ledger.claims.values() if claim.vmid != wish.vmid]
         placement = _place(node, holdings, wish, allocated=sighting.process is not None)
     claim = before or Claim(placement, State.STARTING, since_ns=ledgers.now_ns())
     ledger.claims[wish.vmid] = replace(
@@ -227,15 +236,22 @@ def _signature(wish: Request, policy: Policy, offline: frozenset[int]) -> str:
     )  # fmt: skip
 
 
-def _fits(node: Node, claim: Claim, holdings: Iterable[Holding]) -> bool:
+def _fits(node: Node, claim: Claim, taken: frozenset[int]) -> bool:
     """Whether a placement still serves: its CPUs are there, and nobody else has them to himself."""
     placement = claim.placement
     if placement.vm_class is VmClass.SHARED:
-        dedicated = [other.cpus for other in holdings if other.vm_class is VmClass.DEDICATED]
-        return bool(placement.cpus & node.topology.online) and not any(
-            placement.cpus & cpus for cpus in dedicated
-        )
+        return bool(placement.cpus & node.topology.online) and not placement.cpus & taken
     return placement.cpus <= node.topology.online
+
+
+def _dedicated(ledger: Ledger) -> frozenset[int]:
+    """The CPUs that somebody has to himself."""
+    owned = (
+        claim.placement.cpus
+        for claim in ledger.claims.values()
+        if claim.placement.vm_class is VmClass.DEDICATED
+    )
+    return frozenset().union(*owned)
 
 
 def holding(claim: Claim) -> Holding:
@@ -255,13 +271,7 @@ def holding(claim: Claim) -> Holding:
 
 def displaced(ledger: Ledger) -> list[int]:
     """Shared VMs whose home was dedicated to another VM since."""
-    dedicated = frozenset().union(
-        *(
-            claim.placement.cpus
-            for claim in ledger.claims.values()
-            if claim.placement.vm_class is VmClass.DEDICATED
-        )
-    )
+    dedicated = _dedicated(ledger)
     return [
         vmid
         for vmid, claim in ledger.claims.items()

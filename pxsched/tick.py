@@ -16,6 +16,7 @@ from pxsched import settle
 from pxsched.balancing import Balancer, Result
 from pxsched.errors import UserError
 from pxsched.guest.process import RUN_DIR
+from pxsched.ledger import Ledger
 from pxsched.node import Node, Sighting
 from pxsched.root import Root
 from pxsched.settle import Pass
@@ -24,7 +25,7 @@ LOCK = "run/pxsched/tick.lock"
 # While something is expected soon, a single `tick` looks so often, and leaves before the next is due.
 RESTLESS_PERIOD_S, RESTLESS_PASSES = 2.0, 4
 # A fast `watch` looks at everything so often, and whenever a VM came or went; in between it only measures.
-LOOK_PERIOD_S = 5.0
+LOOK_PERIOD_S = 10.0
 
 
 class Busy(UserError):
@@ -50,6 +51,7 @@ class Session:
         self._sightings: list[Sighting] = []
         self._looked_s = -LOOK_PERIOD_S
         self._running = 0
+        self._ledger: tuple[tuple[int, int, int], Ledger] | None = None
 
     def tick(self) -> Done:
         """One pass. Raises Busy while another is under way, UserError when nothing could be done."""
@@ -58,11 +60,21 @@ class Session:
             node = self._node
             if node is None or not (node.settings.node.balance_cpu or node.settings.node.balance_memory):
                 return Done(settled, None)
-            ledger = ledgers.peek(self._root)
-            balanced = self._balancer.run(node, ledger, self._sightings)
+            balanced = self._balancer.run(node, self._peek(), self._sightings)
             if not self._balancer.complete:
                 self._looked_s = -LOOK_PERIOD_S
             return Done(settled, balanced)
+
+    def _peek(self) -> Ledger:
+        """The ledger; read again only when its file is another one."""
+        try:
+            found = os.stat(self._root.path(ledgers.FILE))
+        except OSError:
+            return ledgers.peek(self._root)
+        key = (found.st_ino, found.st_mtime_ns, found.st_size)
+        if self._ledger is None or self._ledger[0] != key:
+            self._ledger = key, ledgers.peek(self._root)
+        return self._ledger[1]
 
     def _is_due(self) -> bool:
         return time.monotonic() - self._looked_s >= LOOK_PERIOD_S or self._changed() != self._running
