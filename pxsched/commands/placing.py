@@ -11,7 +11,9 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     command = add(commands, "simulate", run_simulate,
                   "say where VMs would go, from JSON lines of starts and stops",
                   example="pxsched --root captured/ simulate requests.jsonl --json", reads=True)  # fmt: skip
-    command.add_argument("requests", metavar="REQUESTS.jsonl", help="a file; - for standard input")
+    command.add_argument(
+        "requests", metavar="REQUESTS.jsonl", nargs="?", default="-", help="default: standard input"
+    )
     command = add(commands, "defrag", run_defrag,
                   "list the moves that would end avoidable crossings of nodes and L3 groups; moves nothing",
                   example="pxsched defrag --dry-run", reads=True)  # fmt: skip
