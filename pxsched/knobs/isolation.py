@@ -3,8 +3,9 @@
 Rules: systemd.resource-control(5) AllowedCPUs=; cgroup-v2.rst cpuset. An empty cpuset falls back to the
 parent's, so the value of these knobs is the set in force.
 
-Before Linux 6.2 a cpuset that changes overwrites the masks that its tasks chose themselves; so an original
-also names those tasks there, and they get back what they chose.
+Before Linux 6.2 a cpuset that changes, comes or goes overwrites the masks that its tasks chose themselves; so
+an original also names those tasks there, and they get back what they chose. systemd hands the controller to
+all units at once and takes it from all at once: each original names the tasks of all of them.
 """
 
 import errno
@@ -25,7 +26,7 @@ from pxsched.root import Root
 
 UNITS = ("system.slice", "user.slice", "init.scope")
 GROUPS = ("lxc",)
-MOMENT_S = 0.25
+MOMENT_S, LONG_MOMENT_S = 0.25, 1.0
 _PROPERTY = "AllowedCPUs"
 
 
@@ -97,7 +98,10 @@ class _HostCpus(Knob):
         return cgroup.exists(root, self.name)
 
     def _bound(self, root: Root) -> tuple[Task, ...]:
-        return () if cgroup.keeps_masks(root) else cgroup.self_bound(root, self.name)
+        if cgroup.keeps_masks(root):
+            return ()
+        groups = [group for group in (*UNITS, *GROUPS) if cgroup.exists(root, group)]
+        return tuple(task for group in groups for task in cgroup.self_bound(root, group))
 
     def _configured(self, root: Root) -> str:
         return cgroup.configured_cpus(root, self.name)
@@ -148,10 +152,21 @@ class SliceCpus(_HostCpus):
                 systemd.set_property(root, self.name, _PROPERTY, cpus)
         if not cpus:
             cgroup.clear(root, self.name, "cpuset.cpus")
+            self._await_end(root)
         elif bare:
             cgroup.put(root, self.name, "cpuset.cpus", cpus)
         else:
             self._await(root, cpus)
+
+    def _await_end(self, root: Root) -> None:
+        """Before tasks get their masks back: the controller goes with the last unit, and resets them all."""
+        others = any(systemd.drop_in(root, unit, _PROPERTY) for unit in UNITS if unit != self.name)
+        if others or cgroup.keeps_masks(root) or not root.live:
+            return
+        path = f"{cgroup.path(root, self.name)}/cpuset.cpus"
+        end = time.monotonic() + LONG_MOMENT_S
+        while root.exists(path) and time.monotonic() < end:
+            time.sleep(0.01)
 
     def _await(self, root: Root, cpus: str) -> None:
         """systemd answers a moment before it writes; what is read back then would be the old set."""

@@ -90,14 +90,22 @@ class Systemd:
         return self.shell("cd /sys/fs/cgroup; grep -rs . --include='cpuset.*' . | sort")
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Systemd]:
+@pytest.fixture(scope="module", params=["systemd 257, Linux 6.12", "systemd 252, Linux 6.1"])
+def lab(request: pytest.FixtureRequest) -> Iterator[Systemd]:
     try:
-        built = image.get(recipe.HOST)
+        qemu = image.get(recipe.HOST)
+        older = image.get(recipe.OLDER_HOST) if "252" in request.param else qemu
     except image.Unavailable as reason:
         pytest.skip(str(reason))
-    with Machine(built) as machine:
+    with Machine(older, qemu=qemu) as machine:
         yield Systemd(Node(machine))
+
+
+@pytest.fixture
+def partitions(lab: Systemd) -> None:
+    release = lab.shell("uname -r").split(".")
+    if (int(release[0]), int(release[1])) < (6, 7):
+        pytest.skip("remote partitions came with Linux 6.7")
 
 
 @pytest.fixture
