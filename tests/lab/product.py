@@ -10,6 +10,17 @@ from .polling import poll
 
 HOOK = "local:snippets/pxsched"
 SETTINGS = "/etc/pxsched/pxsched.toml"
+# One VM whose policy turns everything there is to turn in the lab.
+EVERYTHING = """
+[node]
+isolation = "slices"
+device_interrupts = true
+[vm.100]
+class = "dedicated"
+memory = "strict"
+governor = "performance"
+halt_poll_ns = 0
+"""
 _FIND_DROP_INS = "find /run/systemd -name '*[0-9p].*.d' -o -path '*system.control*' -type f"
 UNITS = ("pxsched.timer", "pxsched.service")
 
@@ -62,6 +73,17 @@ class Product:
         )
         drop_ins = self.node.shell(_FIND_DROP_INS).out
         return Turned(self.node.governors(), files, tuple(sorted(drop_ins.split())))
+
+    def start_turning_everything(self, untouched: Turned) -> None:
+        """VM 100, with all that its policy can ask for."""
+        self.configure(EVERYTHING)
+        self.node.rom_guest(100, cores=2, hookscript=HOOK, net0="virtio=BC:24:11:00:00:01")
+        self.node.qm("start", "100").check()
+        turned = self.turned()
+        assert turned.governors != untouched.governors
+        assert turned.files != untouched.files
+        assert turned.drop_ins != untouched.drop_ins
+        assert {len(cpus.split(",")) for cpus in self.vcpus(100).values()} == {1}
 
     def reset(self) -> None:
         """Ends what a test began: guests, knobs, settings."""

@@ -8,7 +8,7 @@ import pytest
 from lab.guests import LinuxGuest
 from lab.node import Node
 from lab.polling import poll
-from lab.product import HOOK, Product
+from lab.product import HOOK, Product, Turned
 
 PERIOD_S = 3
 
@@ -128,6 +128,23 @@ def test_memory_moves_to_the_guest_that_needs_it_and_back(node: Node, timer: Pro
     timer.configure("[node]\nbalance_cpu = false\nreserved_mib = 8192\n"
                     "[defaults]\nstarved_mib = 24\nwasteful_mib = 64\n")  # fmt: skip
     poll(lambda: actual() <= high - 30, "what it no longer uses is taken", deadline_s=240, interval_s=3)
+
+
+def test_the_service_turns_everything_that_the_hook_turns(
+    node: Node, timer: Product, untouched: Turned
+) -> None:
+    timer.start_turning_everything(untouched)
+    by_hook, vcpus = timer.turned(), timer.vcpus(100)
+    timer.run("restore", "--all").check()
+    assert timer.turned() == untouched
+    node.run("systemctl", "start", "pxsched.service").check()
+    assert timer.vcpus(100) == vcpus
+    by_service = timer.turned()
+    assert (by_service.governors, by_service.files) == (by_hook.governors, by_hook.files)
+    node.run("kill", "-9", str(node.pid(100))).check()
+    node.gone(100)
+    node.run("systemctl", "start", "pxsched.service").check()
+    assert timer.turned() == untouched
 
 
 def fill(guest: LinuxGuest, mib: int) -> None:

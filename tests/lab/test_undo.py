@@ -4,30 +4,7 @@ import pytest
 
 from lab.node import Node
 from lab.polling import poll
-from lab.product import HOOK, Product, Turned
-
-# One VM whose policy turns everything there is to turn in the lab.
-EVERYTHING = """
-[node]
-isolation = "slices"
-device_interrupts = true
-[vm.100]
-class = "dedicated"
-memory = "strict"
-governor = "performance"
-halt_poll_ns = 0
-"""
-
-
-def start_turning_everything(node: Node, product: Product, untouched: Turned) -> None:
-    product.configure(EVERYTHING)
-    node.rom_guest(100, cores=2, hookscript=HOOK, net0="virtio=BC:24:11:00:00:01")
-    node.qm("start", "100").check()
-    turned = product.turned()
-    assert turned.governors != untouched.governors
-    assert turned.files != untouched.files
-    assert turned.drop_ins != untouched.drop_ins
-    assert {len(cpus.split(",")) for cpus in product.vcpus(100).values()} == {1}
+from lab.product import Product, Turned
 
 
 def nothing_is_held(product: Product) -> bool:
@@ -37,7 +14,7 @@ def nothing_is_held(product: Product) -> bool:
 
 @pytest.mark.parametrize("how", ["stop", "guest power-off", "SIGKILL of QEMU"])
 def test_all_is_back_after(how: str, node: Node, product: Product, untouched: Turned) -> None:
-    start_turning_everything(node, product, untouched)
+    product.start_turning_everything(untouched)
     if how == "stop":
         node.qm("stop", "100").check()
     elif how == "guest power-off":
@@ -52,7 +29,7 @@ def test_all_is_back_after(how: str, node: Node, product: Product, untouched: Tu
 def test_all_is_back_after_a_lost_post_stop_and_one_tick(
     node: Node, product: Product, untouched: Turned
 ) -> None:
-    start_turning_everything(node, product, untouched)
+    product.start_turning_everything(untouched)
     node.run("rm", "/run/qemu-server/100.cleanup").check()
     node.run("kill", "-9", str(node.pid(100))).check()
     node.gone(100)
@@ -65,7 +42,7 @@ def test_all_is_back_after_a_lost_post_stop_and_one_tick(
 def test_all_is_back_after_our_hook_was_killed_while_it_worked(
     node: Node, product: Product, untouched: Turned
 ) -> None:
-    start_turning_everything(node, product, untouched)
+    product.start_turning_everything(untouched)
     product.run("restore", "--all").check()
     assert product.turned() == untouched
     hook = "timeout -s KILL {} /var/lib/vz/snippets/pxsched 100 post-start"
@@ -82,7 +59,7 @@ def test_all_is_back_after_our_hook_was_killed_while_it_worked(
 def test_restore_puts_everything_back_under_running_vms(
     node: Node, product: Product, untouched: Turned
 ) -> None:
-    start_turning_everything(node, product, untouched)
+    product.start_turning_everything(untouched)
     product.run("restore", "--all").check()
     assert product.turned() == untouched
     assert set(product.vcpus(100).values()) == {"0-15"}
@@ -92,9 +69,9 @@ def test_restore_puts_everything_back_under_running_vms(
 def test_all_is_back_after_a_power_cut_and_vms_are_placed_again(
     node: Node, product: Product, untouched: Turned
 ) -> None:
-    start_turning_everything(node, product, untouched)
+    product.start_turning_everything(untouched)
     node.reboot()
     product.stop_timer()
     assert product.turned() == untouched
     assert nothing_is_held(product)
-    start_turning_everything(node, product, untouched)
+    product.start_turning_everything(untouched)
