@@ -1,7 +1,7 @@
 """The candidates for exclusive CPUs: every set of nodes worth considering, measured rule by rule.
 
-The rules in order: fewest nodes, near ones, evenly; the devices' nodes; fewest L3 groups; siblings; kinds
-of CPU; room for the next VM; stability.
+The rules in order: fewest nodes, near ones, evenly; the devices' nodes; fewest L3 groups; kinds of CPU;
+siblings, as far as `share` leaves a choice; room for the next VM; stability.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from pxsched.placement.occupancy import Occupancy
 from pxsched.placement.request import Host, Request, VmClass
 from pxsched.placement.score import Candidate, Score
 from pxsched.placement.supply import Fill, Stock, fill, stocks_of, usable_for
-from pxsched.policy import Smt
+from pxsched.policy import Prefer, Smt
 
 
 class Search:
@@ -194,13 +194,23 @@ class Search:
             unevenness=0 if self.parts else self._unevenness(nodes, capacity),
             devices=self._devices(nodes),
             groups=len(frozenset().union(*(chosen.groups for chosen in sound))),
+            kinds=self._kinds(variant),
             joined=sum(chosen.joined for chosen in sound),
             torn=sum(len(home) % self.threads > 0 for home in homes),
-            kinds=variant.rank,
+            taste=self._taste(variant),
             room=self._room(nodes, homes, sound),
             order=nodes,
         )
         yield Candidate(score, nodes, mask, tuple(homes), divided)
+
+    def _kinds(self, variant: Variant) -> tuple[int, int]:
+        """Whether kinds are mixed, and how far the VM is from the one it wishes, if it wishes one."""
+        mixed, rank = variant.rank
+        return (mixed, 0 if self.request.prefer is Prefer.ANY else rank)
+
+    def _taste(self, variant: Variant) -> int:
+        """Of two kinds that a VM without a wish may have, the faster one comes first."""
+        return variant.rank[1] if self.request.prefer is Prefer.ANY else 0
 
     def _room(
         self, nodes: Sequence[int], homes: Sequence[tuple[int, ...]], fills: Sequence[Fill]
@@ -289,7 +299,7 @@ class Search:
             and any(
                 mask & ~variant.mask == 0
                 for variant in variants(machine, self.request.prefer, self.usable)
-                if variant.rank <= best.score.kinds
+                if self._kinds(variant) <= best.score.kinds and self._taste(variant) <= best.score.taste
             )
         )
         if not as_good:

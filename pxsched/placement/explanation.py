@@ -120,12 +120,14 @@ def _why_not(best: Score, rival: Score) -> str:
         return "it is further from the passed-through devices"
     if rival.groups != best.groups:
         return f"it spans {_count(rival.groups, 'L3 group')} instead of {best.groups}"
+    if rival.kinds != best.kinds:
+        return "it mixes kinds of CPU" if rival.kinds[0] else "its CPUs are of a kind less preferred"
     if rival.joined != best.joined:
         return f"it shares {_count(rival.joined, 'core')} with other VMs instead of {best.joined}"
     if rival.torn != best.torn:
         return "it would tear siblings of a core apart"
-    if rival.kinds != best.kinds:
-        return "it mixes kinds of CPU" if rival.kinds[0] else "its CPUs are of a kind less preferred"
+    if rival.taste != best.taste:
+        return "its CPUs are of a kind less preferred"
     for mine, theirs, text in zip(best.room, rival.room, _ROOM, strict=True):
         if mine != theirs:
             return text

@@ -12,16 +12,17 @@ class Score(NamedTuple):
     unevenness: int
     devices: int
     groups: int
+    kinds: tuple[int, int]
     joined: int
     torn: int
-    kinds: tuple[int, int]
+    taste: int
     room: tuple[float, ...]
     order: tuple[int, ...]
 
     @property
     def rules(self) -> tuple[object, ...]:
         """What must be as good for a VM to get back what it had."""
-        return self[:8]
+        return self[:9]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,4 +38,4 @@ class Candidate:
     @property
     def ideal(self) -> bool:
         """Whether no rule before the kinds of CPU could be met better."""
-        return self.score[:7] == (1, 0, 0, 0, 1, 0, self.score.torn)
+        return self.score[:7] == (1, 0, 0, 0, 1, (0, 0), 0)
