@@ -160,8 +160,7 @@ def generated(most):
                 age(root, vmids, rng, counters)
                 time.sleep(0.05)
                 looking = number_of_pass % 4 == 0
-                if looking:
-                    session._looked_s = -ticks.LOOK_PERIOD_S
+                session._looked_s = -ticks.LOOK_PERIOD_S if looking else time.monotonic()
                 begin = cpu_s()
                 session.tick()
                 (looks if looking else measures).append(cpu_s() - begin)

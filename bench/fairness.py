@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""CPU fairness of four rules over the same VMs, loads and first homes: pxsched's balancer, random moves, the
+busiest CPUs' VMs moved to the idlest ones, and none.
+
+    python3 bench/fairness.py TRACES [--passes 60]
+
+TRACES: the directory with planetlab-cpu/. VMs of 1, 2 and 4 vCPUs with recorded loads (a sample every five
+minutes, here every four passes), weights 50, 100 and 200, on 16 CPUs in 4 cache groups; their first homes are
+random. The scheduler is `pxsched.balance.simulate`'s. Writes a table to the standard output.
+"""
+
+import argparse
+import gzip
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pxsched.balance.simulate import Guest, Host, machine
+from pxsched.policy import NodeSettings
+
+RULES = ("pxsched", "busiest to idlest", "random", "none")
+SAMPLE_PASSES = 4
+
+
+def planetlab(folder, day):
+    with gzip.open(folder / "planetlab-cpu" / f"{day}.csv.gz", "rt") as file:
+        return [[int(value) / 100 for value in line.split(",")[1:]] for line in file]
+
+
+def virtual_machines(traces, number, factor, rng):
+    """VMs and, for each, the loads of its vCPUs over time; factor: how much busier than recorded."""
+    groups = [frozenset(range(first, first + 4)) for first in (0, 4, 8, 12)]
+    guests, loads = [], {}
+    for index in range(number):
+        vcpus = rng.choice((1, 1, 2, 4))
+        columns = [[min(1.0, load * factor) for load in rng.choice(traces)] for _ in range(vcpus)]
+        # Some are small enough to have been put on less than a cache group.
+        home = rng.choice(groups)
+        if vcpus == 1 and rng.random() < 0.5:
+            home = frozenset((rng.choice(sorted(home)),))
+        guests.append(
+            Guest(
+                100 + index, tuple(column[0] for column in columns), home, weight=rng.choice((50, 100, 200))
+            )
+        )
+        loads[100 + index] = columns
+    return guests, loads
+
+
+def random_moves(host, rng):
+    for guest in rng.sample(list(host.guests.values()), 2):
+        move(host, guest, rng.choice(alternatives(guest)))
+
+
+def busiest_to_idlest(host, rng):
+    """One VM a pass from the most loaded cache group or CPU to the least loaded of the same size."""
+    homes = {guest.home for guest in host.guests.values()}
+    load = {home: sum(map(host.demand_on, home)) / len(home) for home in homes}
+    home = max(load, key=load.get)
+    guest = rng.choice([guest for guest in host.guests.values() if guest.home == home])
+    best = min(alternatives(guest), key=lambda other: sum(map(host.demand_on, other)) / len(other))
+    move(host, guest, best)
+
+
+def alternatives(guest):
+    size = len(guest.home)
+    return [frozenset(range(first, first + size)) for first in range(0, 16, size)]
+
+
+def move(host, guest, home):
+    if home != guest.home:
+        host.guests[guest.vmid] = replace(guest, home=home)
+        host.foreign += 1
+
+
+def run(rule, guests, loads, passes, seed):
+    settings = NodeSettings(moves=2 if rule == "pxsched" else 0)
+    host = Host(machine(caches=4, cores=4), guests, settings=settings, period_s=1.0, seed=seed)
+    host.foreign = 0
+    rng = random.Random(seed)
+    fairness, satisfied, waited, ran = [], [], 0, 0
+    for number in range(passes):
+        if number % SAMPLE_PASSES == 0:
+            for vmid, columns in loads.items():
+                host.change(vmid, tuple(column[number // SAMPLE_PASSES] for column in columns))
+        before = counters(host)
+        host.tick()
+        run_ns, wait_ns = (now - then for now, then in zip(counters(host), before, strict=True))
+        ran, waited = ran + run_ns, waited + wait_ns
+        if number >= 5:
+            fairness.append(host.fairness())
+            satisfied += [min(1.0, value) for value in host.satisfaction().values()]
+        if rule == "random":
+            random_moves(host, rng)
+        elif rule == "busiest to idlest":
+            busiest_to_idlest(host, rng)
+    satisfied.sort()
+    return {
+        "fairness": sum(fairness) / len(fairness),
+        "contention": waited / (ran + waited),
+        "least": satisfied[len(satisfied) // 20],
+        "moves": sum(map(len, host.moves)) + host.foreign,
+    }
+
+
+def counters(host):
+    threads = [t for reading in host.snapshot().vms.values() for t in reading.threads.values()]
+    return sum(run for run, _ in threads), sum(wait for _, wait in threads)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("traces", type=Path)
+    parser.add_argument("--passes", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    traces = planetlab(options.traces, "20110322")
+    print("| load | rule | weighted fairness | contention | 5th percentile of what is due | moves |")
+    print("|---|---|---:|---:|---:|---:|")
+    for name, number, factor in (("light", 20, 1.5), ("half", 24, 3.0), ("overcommitted", 28, 6.0)):
+        for rule in RULES:
+            results = []
+            for seed in range(options.seeds):
+                guests, loads = virtual_machines(traces, number, factor, random.Random(seed))
+                results.append(run(rule, guests, loads, options.passes, seed))
+            mean = {key: sum(one[key] for one in results) / len(results) for key in results[0]}
+            print(
+                f"| {name} | {rule} | {mean['fairness']:.3f} | {mean['contention']:.3f} | "
+                f"{mean['least']:.2f} | {mean['moves']:.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
