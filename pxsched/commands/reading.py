@@ -162,12 +162,19 @@ def run_status(options: argparse.Namespace) -> int:
     if options.vm is not None and not claims and not entries:
         raise UserError(f"VM {options.vm} holds nothing", hint="is it running, and opted in?")
     states = {key: _now(options.root, key, entry) for key, entry in entries.items()}
+    from pxsched import balancing
+    from pxsched.report import balance
+
+    last = balancing.last(options.root)
     if options.json:
         print_json(
             {
                 "node": nodes.name_of(options.root),
-                "vms": [_status_document(options.root, claim) for claim in claims],
+                "vms": [
+                    _status_document(options.root, claim) | balance.of_vm(last, claim) for claim in claims
+                ],
                 "knobs": [_knob_document(key, entry, states[key]) for key, entry in entries.items()],
+                "last_pass": balance.document(last),
                 "warnings": ledger.warnings,
             }
         )
@@ -180,6 +187,8 @@ def run_status(options: argparse.Namespace) -> int:
     for claim in claims:
         for line in devices.lines(claim.vmid, devices.document(options.root, claim)):
             print(line)
+    for line in balance.lines(last, {claim.vmid for claim in claims}):
+        print(line)
     return Exit.DONE
 
 
@@ -200,7 +209,6 @@ def _status_document(root: Root, claim: Claim) -> dict[str, Any]:
         "run_delay": planning.run_delay(root, claim),
         "load": claim.load,
         "devices": devices.document(root, claim),
-        "balloon": None,
     }
 
 

@@ -44,8 +44,11 @@ class Host:
     def tick(self, after_s: float = 0.0) -> str:
         """One pass as the timer makes it: a process of its own."""
         time.sleep(after_s)
+        return self.pxsched("tick")
+
+    def pxsched(self, *words: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "pxsched", "--root", self.sandbox.root, "tick"],
+            [sys.executable, "-m", "pxsched", "--root", self.sandbox.root, *words],
             env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr

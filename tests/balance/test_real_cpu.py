@@ -1,5 +1,6 @@
 """CPU fairness with real guests: QEMU's vCPU threads on this machine's CPUs, by the kernel's own counters."""
 
+import json
 import os
 import time
 
@@ -82,6 +83,12 @@ def test_status_has_what_the_last_pass_saw_and_did(host):
     assert "slower" in last["acted"][0]
     assert last["standings"].keys() == {"100", "101"}
     assert time.time() - last["at"] < 60
+    status = host.pxsched("status")
+    assert "The last pass that changed something" in status
+    assert "slower than the" in status
+    document = json.loads(host.pxsched("status", "--json"))
+    assert document["last_pass"]["acted"] == last["acted"]
+    assert document["vms"][0]["contention"]["running"] > 0.1
 
 
 @pytest.mark.slow
