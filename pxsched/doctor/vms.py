@@ -55,7 +55,8 @@ def other_nodes(subject: Subject) -> Iterator[Finding]:
 
 
 def _on_node(subject: Subject, node: str, concerned: list[Guest]) -> Finding:
-    from pxsched.proxmox.api import Method, local
+    from pxsched.proxmox.api import Method
+    from pxsched.proxmox.connection import local
 
     storage = subject.root.read("var/lib/pxsched/storage") or "local"
     try:

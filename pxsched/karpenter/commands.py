@@ -9,7 +9,7 @@ from pxsched.errors import Exit
 from pxsched.host import topology
 from pxsched.karpenter import capacity, document, keep
 from pxsched.proxmox import cluster
-from pxsched.proxmox.api import local
+from pxsched.proxmox.connection import local
 from pxsched.root import Root
 
 EPILOG = """\

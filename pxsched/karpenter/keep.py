@@ -15,8 +15,9 @@ from pxsched.host.topology import Topology
 from pxsched.karpenter import capacity
 from pxsched.policy import NodeSettings
 from pxsched.proxmox import cluster
-from pxsched.proxmox.api import Api, ApiError, Method, local
+from pxsched.proxmox.api import Api, ApiError, Method
 from pxsched.proxmox.cluster import Guest
+from pxsched.proxmox.connection import local
 from pxsched.root import Root
 
 # Where the VM was last found: the tick then reads one file instead of all configurations.

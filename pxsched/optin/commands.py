@@ -13,8 +13,9 @@ from pxsched.optin import inventory, rules
 from pxsched.optin.apply import apply
 from pxsched.optin.rules import Outcome, Selection, Step
 from pxsched.proxmox import cluster, storage
-from pxsched.proxmox.api import Api, Login, local, remote
+from pxsched.proxmox.api import Api
 from pxsched.proxmox.cluster import Guest
+from pxsched.proxmox.connection import Login, local, remote
 from pxsched.root import Root
 
 EPILOG = """\

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
     from pxsched.placement.candidates import Search
     from pxsched.placement.occupancy import Occupancy
-    from pxsched.placement.score import Candidate, Score
-    from pxsched.placement.shared import Home, HomeScore
+    from pxsched.placement.score import Candidate, Home, HomeScore, Score
 
 
 def dedicated(

@@ -13,9 +13,9 @@ class Score(NamedTuple):
     devices: int
     groups: int
     kinds: tuple[int, int]
+    taste: int
     joined: int
     torn: int
-    taste: int
     room: tuple[float, ...]
     order: tuple[int, ...]
 
@@ -38,4 +38,25 @@ class Candidate:
     @property
     def ideal(self) -> bool:
         """Whether no rule before the kinds of CPU could be met better."""
-        return self.score[:7] == (1, 0, 0, 0, 1, (0, 0), 0)
+        return self.score[:8] == (1, 0, 0, 0, 1, (0, 0), 0, 0)
+
+
+class HomeScore(NamedTuple):
+    """Smaller is better, the first difference decides."""
+
+    nodes: int
+    distance: int
+    short: int
+    devices: int
+    away: int
+    groups: int
+    kinds: tuple[int, int]
+    contention: float
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    score: HomeScore
+    nodes: tuple[int, ...]
+    mask: int

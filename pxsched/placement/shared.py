@@ -3,39 +3,17 @@ contended by weight and measured use, near its memory and its devices.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
-from typing import NamedTuple
 
 from pxsched.placement import explanation, memory
 from pxsched.placement.kinds import variants
 from pxsched.placement.machine import Machine, machine_of, mask_of, remoteness, set_of
 from pxsched.placement.occupancy import Float, Occupancy, demand_of, occupancy, offered
 from pxsched.placement.request import Holding, Host, Placement, Refused, Request, VmClass
+from pxsched.placement.score import Home, HomeScore
 
 # A VM keeps its home unless another one is better by this part: moving costs caches and memory.
 HYSTERESIS = 0.1
-
-
-class HomeScore(NamedTuple):
-    """Smaller is better, the first difference decides."""
-
-    nodes: int
-    distance: int
-    short: int
-    devices: int
-    away: int
-    groups: int
-    kinds: tuple[int, int]
-    contention: float
-    order: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Home:
-    score: HomeScore
-    nodes: tuple[int, ...]
-    mask: int
 
 
 def place_shared(host: Host, holdings: Sequence[Holding], request: Request) -> Placement:

@@ -5,7 +5,6 @@ On a node proxmoxer's local backend, or `pvesh` where proxmoxer is absent or too
 Rules: the Proxmox VE API; pvesh(1).
 """
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +12,9 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from pxsched.errors import UserError
-from pxsched.root import Root
 
 # `pvesh` loads all of Proxmox's Perl and may ask another node over ssh.
 TIMEOUT_S = 60
-CLUSTER_CA = "etc/pve/pve-root-ca.pem"
 
 
 class Method(StrEnum):
@@ -72,7 +69,7 @@ def _refusal(error: Exception, method: Method, path: str, where: str) -> ApiErro
     parts = [str(getattr(error, "content", "") or error), getattr(error, "errors", None)]
     text = " ".join(_flat(part) for part in parts if part)
     return ApiError(
-        f"{where}{method.name.lower()} /{path}: {_one_line(text)}", status=status, hint=_hint(status, text)
+        f"{where}{method.name.lower()} /{path}: {one_line(text)}", status=status, hint=hint_for(status, text)
     )
 
 
@@ -82,12 +79,12 @@ def _flat(part: object) -> str:
     return str(part)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines[-1] if lines else "no answer")[:300]
 
 
-def _hint(status: int, text: str) -> str | None:
+def hint_for(status: int, text: str) -> str | None:
     """What to do about the refusals that have one cause."""
     lower = text.lower()
     if "only root can" in lower:
@@ -129,10 +126,10 @@ class Pvesh:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ApiError(f"pvesh {verb} /{path}: {error}") from error
         if done.returncode:
-            text = _one_line(done.stderr or done.stdout)
+            text = one_line(done.stderr or done.stdout)
             code = re.match(r"(\d{3}) ", text)
             status = int(code[1]) if code else 0
-            raise ApiError(f"pvesh {verb} /{path}: {text}", status=status, hint=_hint(status, done.stderr))
+            raise ApiError(f"pvesh {verb} /{path}: {text}", status=status, hint=hint_for(status, done.stderr))
         return _json_tail(done.stdout, json.loads)
 
 
@@ -146,63 +143,3 @@ def _json_tail(text: str, loads: Any) -> object:
             continue
         return value
     return None
-
-
-def local(root: Root) -> Api:
-    """The API of the node that `root` is: the running one, or a sandbox's."""
-    if root.base != "/":
-        from pxsched.proxmox import stand_in
-
-        return stand_in.find(root)
-    try:
-        import proxmoxer
-        import proxmoxer.backends.local
-    except ImportError:  # not installed; or older than its local backend
-        return Pvesh()
-    return Proxmoxer(proxmoxer.ProxmoxAPI(backend="local", timeout=TIMEOUT_S))
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """How to reach a cluster over HTTPS. host: name, name:port or [IPv6]:port. token: USER@REALM!NAME=SECRET.
-
-    ca: file with the authority to trust besides the system's; None for the cluster's own where it is here.
-    """
-
-    host: str
-    token: str | None = None
-    user: str | None = None
-    password: str | None = None
-    ca: str | None = None
-
-
-def remote(login: Login, root: Root = Root()) -> Api:
-    """The API of another machine. Raises UserError for a bad login and ApiError when it cannot be reached."""
-    try:
-        from proxmoxer import ProxmoxAPI
-        from proxmoxer.backends import https
-    except (ImportError, SystemExit) as error:  # 1.2.0 ends the process when `requests` is missing
-        raise UserError(
-            "--host needs proxmoxer and requests", hint="apt-get install python3-proxmoxer python3-requests"
-        ) from error
-    if login.ca and not os.path.exists(login.ca):
-        raise UserError(f"--ca {login.ca}: no such file")
-    here = root.path(CLUSTER_CA)
-    verify: str | bool = login.ca or (here if os.path.exists(here) else True)
-    try:
-        client = ProxmoxAPI(login.host, verify_ssl=verify, timeout=TIMEOUT_S, **_credentials(login))
-    except (https.AuthenticationError, OSError) as error:
-        text = str(error)
-        raise ApiError(f"{login.host}: {_one_line(text)}", hint=_hint(0, text)) from error
-    return Proxmoxer(client, f"{login.host}: ")
-
-
-def _credentials(login: Login) -> dict[str, str]:
-    if login.token:
-        match = re.fullmatch(r"([^!\s]+@[^!\s@]+)!([\w.-]+)=(\S+)", login.token, re.ASCII)
-        if match is None:
-            raise UserError("the token is not of the form USER@REALM!NAME=SECRET")
-        return {"user": match[1], "token_name": match[2], "token_value": match[3]}
-    if login.user and login.password:
-        return {"user": login.user, "password": login.password}
-    raise UserError("--host needs --token, or --user and a password")

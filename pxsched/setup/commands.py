@@ -10,7 +10,7 @@ from pxsched.optin import rules
 from pxsched.optin.apply import apply
 from pxsched.optin.rules import Outcome
 from pxsched.proxmox import cluster
-from pxsched.proxmox.api import local
+from pxsched.proxmox.connection import local
 from pxsched.root import Root
 from pxsched.setup import plan
 from pxsched.setup.steps import Step

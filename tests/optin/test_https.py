@@ -115,7 +115,8 @@ def test_one_vms_failure_does_not_stop_the_others(node, pxsched, api, as_root):
 
 
 def test_a_certificate_that_is_not_trusted_ends_it(node, api):
-    from pxsched.proxmox.api import Login, Method, remote
+    from pxsched.proxmox.api import Method
+    from pxsched.proxmox.connection import Login, remote
 
     client = remote(Login(api.host, token=TOKEN), node.root)
     with pytest.raises(UserError, match="certificate") as caught:

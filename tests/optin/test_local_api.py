@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pxsched.proxmox import api
+from pxsched.proxmox import api, connection
 from pxsched.proxmox.api import ApiError, Method, Pvesh
 from pxsched.root import Root
 
@@ -43,7 +43,7 @@ def pvesh(tmp_path, monkeypatch):
 
 def through_proxmoxer():
     pytest.importorskip("proxmoxer.backends.local", reason="proxmoxer is older than its local backend")
-    client = api.local(Root("/"))
+    client = connection.local(Root("/"))
     assert isinstance(client, api.Proxmoxer)
     return client
 
@@ -104,12 +104,12 @@ def test_a_missing_quorum_is_explained(pvesh, way):
 
 def test_a_proxmoxer_without_local_backend_leads_to_pvesh(pvesh, monkeypatch):
     monkeypatch.setitem(sys.modules, "proxmoxer.backends.local", None)
-    assert isinstance(api.local(Root("/")), Pvesh)
+    assert isinstance(connection.local(Root("/")), Pvesh)
 
 
 def test_no_proxmoxer_at_all_leads_to_pvesh(pvesh, monkeypatch):
     monkeypatch.setitem(sys.modules, "proxmoxer", None)
-    assert isinstance(api.local(Root("/")), Pvesh)
+    assert isinstance(connection.local(Root("/")), Pvesh)
 
 
 def test_a_machine_without_proxmox_says_so(monkeypatch):
