@@ -7,10 +7,10 @@ than it can hold, are replayed on captured machines; every VM asks for exclusive
 rest of a core (pxsched: smt = "share", Nova: "prefer"). All policies see the same requests, the same CPUs and
 the same memory, and keep their own state.
 
-Every policy is run twice: on all VMs, for what it admits and how long it takes, and on the VMs that Nova
-admits, for everything else, so that nobody looks tidier because he refused more. Times are CPU time of the
-decision alone. Nova answers from an environment of its own: without `--nova` one is made by pip below the
-user's cache directory.
+Every policy is asked for every VM, but only what Nova admits stays, so that all carry the same load: who
+refuses one large VM has room for many small ones later, and looks tidier, too. Times are CPU time of the
+decision alone; `--alone` lets everybody keep what he admits. Nova answers from an environment of its own:
+without `--nova` one is made by pip below the user's cache directory.
 """
 
 import argparse
@@ -269,7 +269,7 @@ class Result:
     imbalance: float = 0.0
     broken: float = 0.0
     times_ns: list = field(default_factory=list)
-    admitted: list = field(default_factory=list)
+    kept: set = field(default_factory=set)
 
 
 class Machine:
@@ -320,8 +320,8 @@ class Machine:
         return max(free.values()) >= vcpus
 
     def observe(self, result, seconds, block):
-        """Time averages. A place is `block` free CPUs on whole free cores of one L3 group; imbalance is how
-        much fuller the fullest node is than the emptiest, beyond one L3 group.
+        """Time averages. A place is `block` free CPUs of one kind on whole free cores of one L3 group;
+        imbalance is how much fuller the fullest node is than the emptiest, in L3 groups beyond the first.
         """
         cores = {}
         for cpu, vmid in self.owner.items():
@@ -329,7 +329,11 @@ class Machine:
         used = Counter(self.node[cpu] for cpu in self.owner)
         fill = [used[node] / size for node, size in self.nodes.items()]
         free = [cpu for cpu in self.node if cpu not in self.owner]
-        whole = Counter(self.l3[cpu] for cpu in free if self.topology.cpus[cpu].core not in cores)
+        whole = Counter(
+            (self.l3[cpu], self.topology.cpus[cpu].kind)
+            for cpu in free
+            if self.topology.cpus[cpu].core not in cores
+        )
         possible = len(free) // block
         have = sum(size // block for size in whole.values())
         result.seconds += seconds
@@ -338,7 +342,8 @@ class Machine:
         result.broken += seconds * (1 - min(1, have / possible) if possible else 0)
 
 
-def replay(policy, machine, vms, block):
+def replay(policy, machine, vms, block, keep=None):
+    """keep: the VMIDs that stay; others leave at once. None: all that the policy admits."""
     result = Result()
     departures = []
     clock = 0
@@ -360,10 +365,13 @@ def replay(policy, machine, vms, block):
         if cpus is None:
             continue
         assert len(set(cpus)) == vm.vcpus and not set(cpus) & machine.owner.keys()
-        machine.judge(result, cpus)
-        result.admitted.append(vm)
         result.vms += 1
         result.vcpus += vm.vcpus
+        if keep is not None and vm.vmid not in keep:
+            policy.stop(vm.vmid)
+            continue
+        result.kept.add(vm.vmid)
+        machine.judge(result, cpus)
         machine.owner.update(dict.fromkeys(cpus, vm.vmid))
         heapq.heappush(departures, (vm.arrival_s + vm.duration_s, vm.vmid, tuple(cpus)))
     return result
@@ -395,25 +403,25 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def row(host, name, alone, together):
-    """alone: results on all VMs; together: on those that everybody admits; one of each for every seed."""
-    seconds = max(1, sum(result.seconds for result in together))
-    times_ns = [took_ns for result in alone for took_ns in result.times_ns]
+def row(host, name, results):
+    """One line of the table: the results of all seeds together."""
+    times_ns = [took_ns for result in results for took_ns in result.times_ns]
 
-    def total(results, attribute):
+    def total(attribute):
         return sum(getattr(result, attribute) for result in results)
 
+    seconds = max(1, total("seconds"))
     return (
         host,
         name,
-        str(total(alone, "vms")),
-        str(total(alone, "vcpus")),
-        str(total(together, "node_crossings")),
-        str(total(together, "l3_crossings")),
-        str(total(together, "kinds_mixed")),
-        f"{total(together, 'shared_cores') / seconds:.1f}",
-        f"{total(together, 'imbalance') / seconds:.1f}",
-        f"{100 * total(together, 'broken') / seconds:.0f} %",
+        str(total("vms")),
+        str(total("vcpus")),
+        str(total("node_crossings")),
+        str(total("l3_crossings")),
+        str(total("kinds_mixed")),
+        f"{total('shared_cores') / seconds:.1f}",
+        f"{total('imbalance') / seconds:.1f}",
+        f"{100 * total('broken') / seconds:.0f} %",
         f"{percentile(times_ns, 0.5):.2f}",
         f"{percentile(times_ns, 0.99):.2f}",
         f"{max(times_ns) / 1e6:.2f}",
@@ -432,9 +440,9 @@ def table(rows, *, markdown):
     return "\n".join(lines)
 
 
-def runs(make, topology, memory, vms, seed):
+def run(make, topology, memory, vms, seed, keep=None):
     policy = make(topology, memory, Smt.SHARE, seed)
-    result = replay(policy, Machine(topology), vms, block=8)
+    result = replay(policy, Machine(topology), vms, 8, keep)
     if isinstance(policy, Nova):
         policy.close()
     return result
@@ -443,20 +451,17 @@ def runs(make, topology, memory, vms, seed):
 def measure(host, topology, args):
     """The rows of one host."""
     memory = {node.id: len(node.cpus) * MIB_PER_CPU for node in topology.nodes if node.cpus}
-    alone = {name: [] for name, _ in POLICIES}
-    together = {name: [] for name, _ in POLICIES}
+    results = {name: [] for name, _ in POLICIES}
     for seed in range(1, args.seeds + 1):
         vms = arrivals(args.corpora, len(topology.online), args.arrivals, args.load, seed)
-        nova = runs(Nova, topology, memory, vms, seed)
+        nova = run(Nova, topology, memory, vms, seed)
         for name, make in POLICIES:
             if make is Nova:
-                alone[name].append(nova)
-                together[name].append(nova)
-            else:
-                alone[name].append(runs(make, topology, memory, vms, seed))
-                together[name].append(runs(make, topology, memory, nova.admitted, seed))
-                assert together[name][-1].vms == nova.vms, f"{name} refuses what Nova admits"
-    return [row(host, name, alone[name], together[name]) for name, _ in POLICIES]
+                results[name].append(nova)
+                continue
+            results[name].append(run(make, topology, memory, vms, seed, None if args.alone else nova.kept))
+            assert args.alone or results[name][-1].kept == nova.kept, f"{name} refuses what Nova admits"
+    return [row(host, name, results[name]) for name, _ in POLICIES]
 
 
 def main():
@@ -467,6 +472,7 @@ def main():
     parser.add_argument("--load", type=float, default=1.1, help="vCPUs offered per CPU, on average")
     parser.add_argument("--seeds", type=int, default=3, help="runs on each host, added up")
     parser.add_argument("--host", default="", help="only hosts with this in their name")
+    parser.add_argument("--alone", action="store_true", help="everybody keeps what he admits")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
     Nova.python = nova_python(args.nova)

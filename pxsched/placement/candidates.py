@@ -16,7 +16,7 @@ from pxsched.placement.occupancy import Occupancy
 from pxsched.placement.request import Host, Request, VmClass
 from pxsched.placement.score import Candidate, Score
 from pxsched.placement.supply import Fill, Stock, fill, stocks_of, usable_for
-from pxsched.policy import Prefer, Smt
+from pxsched.policy import Smt
 
 
 class Search:
@@ -194,23 +194,13 @@ class Search:
             unevenness=0 if self.parts else self._unevenness(nodes, capacity),
             devices=self._devices(nodes),
             groups=len(frozenset().union(*(chosen.groups for chosen in sound))),
-            kinds=self._kinds(variant),
+            kinds=variant.rank,
             joined=sum(chosen.joined for chosen in sound),
             torn=sum(len(home) % self.threads > 0 for home in homes),
-            taste=self._taste(variant),
             room=self._room(nodes, homes, sound),
             order=nodes,
         )
         yield Candidate(score, nodes, mask, tuple(homes), divided)
-
-    def _kinds(self, variant: Variant) -> tuple[int, int]:
-        """Whether kinds are mixed, and how far the VM is from the one it wishes, if it wishes one."""
-        mixed, rank = variant.rank
-        return (mixed, 0 if self.request.prefer is Prefer.ANY else rank)
-
-    def _taste(self, variant: Variant) -> int:
-        """Of two kinds that a VM without a wish may have, the faster one comes first."""
-        return variant.rank[1] if self.request.prefer is Prefer.ANY else 0
 
     def _room(
         self, nodes: Sequence[int], homes: Sequence[tuple[int, ...]], fills: Sequence[Fill]
@@ -299,7 +289,7 @@ class Search:
             and any(
                 mask & ~variant.mask == 0
                 for variant in variants(machine, self.request.prefer, self.usable)
-                if self._kinds(variant) <= best.score.kinds and self._taste(variant) <= best.score.taste
+                if variant.rank <= best.score.kinds
             )
         )
         if not as_good:

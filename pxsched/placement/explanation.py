@@ -125,8 +125,6 @@ def _why_not(best: Score, rival: Score) -> str:
         return f"it shares {_count(rival.joined, 'core')} with other VMs instead of {best.joined}"
     if rival.torn != best.torn:
         return "it would tear siblings of a core apart"
-    if rival.taste != best.taste:
-        return "its CPUs are of a kind less preferred"
     for mine, theirs, text in zip(best.room, rival.room, _ROOM, strict=True):
         if mine != theirs:
             return text

@@ -13,7 +13,6 @@ class Score(NamedTuple):
     devices: int
     groups: int
     kinds: tuple[int, int]
-    taste: int
     joined: int
     torn: int
     room: tuple[float, ...]
@@ -22,7 +21,7 @@ class Score(NamedTuple):
     @property
     def rules(self) -> tuple[object, ...]:
         """What must be as good for a VM to get back what it had."""
-        return self[:9]
+        return self[:8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class Candidate:
     @property
     def ideal(self) -> bool:
         """Whether no rule before the kinds of CPU could be met better."""
-        return self.score[:8] == (1, 0, 0, 0, 1, (0, 0), 0, 0)
+        return self.score[:7] == (1, 0, 0, 0, 1, (0, 0), 0)
 
 
 class HomeScore(NamedTuple):
