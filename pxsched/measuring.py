@@ -3,9 +3,9 @@ that `balance` works on.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from pxsched.balance import balloon, cpu, samples
-from pxsched.guest import balloon as balloons
 from pxsched.guest.config import Machine
 from pxsched.guest.process import Role
 from pxsched.host import cpulist, schedstat
@@ -15,6 +15,9 @@ from pxsched.node import Node, Sighting
 from pxsched.placement.request import VmClass
 from pxsched.policy import Fair, MemoryMode, Smt
 from pxsched.root import Root
+
+if TYPE_CHECKING:
+    from pxsched.guest.balloon import Reading
 
 # All guests are asked for their statistics at once, and together get this long.
 PATIENCE_S = 1.0
@@ -103,43 +106,50 @@ def _allowed(claim: Claim, node: Node) -> frozenset[int] | None:
 
 
 def guests(root: Root, ledger: Ledger, managed: Mapping[int, Sighting]) -> list[balloon.Guest]:
-    excluded = {}
+    """The guests of these VMs, whose configuration and process are known, and what they say of themselves."""
+    excluded, busy = {}, {}
     for vmid, sighting in managed.items():
         assert sighting.machine is not None
         excluded[vmid] = _excluded(sighting.machine, ledger.claims[vmid])
-    busy = {
-        vmid: f"it is locked: {one.machine.lock}"
-        for vmid, one in managed.items()
-        if one.machine and one.machine.lock
-    }
-    asked = [vmid for vmid, reason in excluded.items() if not reason and vmid not in busy]
-    answers = balloons.read_all(root, asked, patience_s=PATIENCE_S) | busy
-    found = []
-    for vmid, sighting in managed.items():
-        machine, process, claim = sighting.machine, sighting.process, ledger.claims[vmid]
-        assert machine is not None and process is not None
-        answer = answers.get(vmid, "")
-        heard = isinstance(answer, balloons.Reading)
-        found.append(
-            balloon.Guest(
-                vmid,
-                process.start_ticks,
-                answer.actual_mib if isinstance(answer, balloons.Reading) else machine.memory_mib,
-                machine.balloon_mib or machine.memory_mib,
-                machine.memory_mib,
-                _stats(answer),
-                claim.policy,
-                machine.shares,
-                claim.placement.nodes if claim.policy.memory is MemoryMode.STRICT else frozenset(),
-                schedstat.resident_mib(root, process.pid),
-                excluded[vmid],
-                "" if heard else str(answer),
-            )
-        )
-    return found
+        if sighting.machine.lock:
+            busy[vmid] = f"it is locked: {sighting.machine.lock}"
+    answers = _ask(root, [vmid for vmid in managed if not excluded[vmid] and vmid not in busy]) | busy
+    return [
+        _guest(root, sighting, ledger.claims[vmid], excluded[vmid], answers.get(vmid, ""))
+        for vmid, sighting in managed.items()
+    ]
 
 
-def _stats(answer: "balloons.Reading | str") -> balloon.Stats | None:
+def _ask(root: Root, vmids: list[int]) -> "dict[int, Reading | str]":
+    if not vmids:
+        return {}
+    from pxsched.guest.balloon import read_all
+
+    return read_all(root, vmids, patience_s=PATIENCE_S)
+
+
+def _guest(
+    root: Root, sighting: Sighting, claim: Claim, excluded: str, answer: "Reading | str"
+) -> balloon.Guest:
+    machine, process = sighting.machine, sighting.process
+    assert machine is not None and process is not None
+    return balloon.Guest(
+        vmid=sighting.vmid,
+        start=process.start_ticks,
+        actual_mib=machine.memory_mib if isinstance(answer, str) else answer.actual_mib,
+        minimum_mib=machine.balloon_mib or machine.memory_mib,
+        maximum_mib=machine.memory_mib,
+        stats=_stats(answer),
+        policy=claim.policy,
+        shares=machine.shares,
+        nodes=claim.placement.nodes if claim.policy.memory is MemoryMode.STRICT else frozenset(),
+        resident_mib=schedstat.resident_mib(root, process.pid),
+        excluded=excluded,
+        unheard=answer if isinstance(answer, str) else "",
+    )
+
+
+def _stats(answer: "Reading | str") -> balloon.Stats | None:
     if isinstance(answer, str) or answer.age_s is None:
         return None
     return balloon.Stats(
