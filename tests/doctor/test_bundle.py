@@ -59,7 +59,7 @@ def replay(machine, tmp_path):
     bundle.write(machine, str(path), list(commands.examine(machine)))
     target = tmp_path / "replay"
     with tarfile.open(path) as tar:
-        tar.extractall(target)
+        tar.extractall(target, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     return Root(str(target))
 
 
