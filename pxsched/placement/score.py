@@ -36,7 +36,7 @@ class Candidate:
 
     @property
     def ideal(self) -> bool:
-        """Whether no rule before the kinds of CPU could be met better."""
+        """Whether nothing up to the cores joined with other VMs could be better."""
         return self.score[:7] == (1, 0, 0, 0, 1, (0, 0), 0)
 
 

@@ -3,7 +3,7 @@
 from itertools import combinations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pxsched.placement.housekeeping import host_of
@@ -223,11 +223,22 @@ def step(data, ledger: Ledger, vmid: int) -> None:
     )
 
 
-@given(data=st.data())
-def test_rules_hold_whatever_came_and_went_before(topologies, names, effort, data):
+def come_and_go(topologies, names, data) -> None:
     ledger = Ledger(captured(topologies, data.draw(st.sampled_from(names))))
     for number in range(data.draw(st.integers(1, 12))):
         step(data, ledger, 100 + number)
+
+
+@given(data=st.data())
+def test_rules_hold_whatever_came_and_went_before(topologies, names, data):
+    come_and_go(topologies, names, data)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000)
+@given(data=st.data())
+def test_rules_hold_in_two_thousand_histories(topologies, names, data):
+    come_and_go(topologies, names, data)
 
 
 def test_every_machine_holds_a_vm_of_each_class(topologies, names):

@@ -247,6 +247,11 @@ def test_the_preferred_kind_comes_first():
     assert cpus(place(host(HYBRID), [], wish(2, prefer=Prefer.EFFICIENCY))) == "8-9"
 
 
+def test_the_faster_kind_counts_more_than_a_core_of_ones_own_where_cores_may_be_shared():
+    taken = [held("0,2,4,6", 101, smt=Smt.SHARE)]
+    assert cpus(place(host(HYBRID), taken, wish(2, smt=Smt.SHARE))) == "1,3"
+
+
 def test_mixing_is_said():
     answer = place(host(HYBRID), [], wish(12))
     assert any(line.startswith("warning: mixes performance and efficiency cores") for line in answer.why)
