@@ -278,6 +278,14 @@ def test_a_broken_group_is_used_up_before_a_whole_one_is_broken():
     assert cpus(place(host(topology), [held("16-19", 101)], wish(4))) == "20-23"
 
 
+def test_of_several_groups_a_broken_one_is_taken_rather_than_another_broken():
+    # Groups of 6, 6 and 10 CPUs, 8 of the last free: 6+6 would leave less over, but break a whole one.
+    topology = from_table((cpu, cpu, 0, 0 if cpu < 6 else 1 if cpu < 12 else 2, 0) for cpu in range(22))
+    answer = place(host(topology), [held("12-13", 101)], wish(11))
+    assert l3s_of(topology, answer.cpus) == {0, 2}
+    assert answer.cpus >= {0, 1, 2, 3, 4, 5}
+
+
 def test_nodes_are_filled_alike():
     first = place(host(BIG), [], wish(8, 101))
     second = place(host(BIG), [holding_of(first, wish(8, 101))], wish(8, 102))
