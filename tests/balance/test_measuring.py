@@ -1,0 +1,168 @@
+"""Reading counters and memory: from the running kernel, and from trees that lack everything."""
+
+import os
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from pxsched import measuring
+from pxsched.guest import balloon
+from pxsched.guest.config import Machine
+from pxsched.guest.process import Process
+from pxsched.host import schedstat
+from pxsched.host.schedstat import Reader, Wanted
+from pxsched.ledger import Claim, State
+from pxsched.placement.request import Placement, VmClass
+from pxsched.policy import Policy
+from pxsched.root import Root
+
+
+def write(base, path, text):
+    target = base / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_counters_are_those_of_real_threads(keep):
+    def burn():
+        tids.append(threading.get_native_id())
+        while not done:
+            pass
+
+    tids, done = [], False
+    thread = threading.Thread(target=burn)
+    thread.start()
+    while not tids:
+        time.sleep(0.001)
+    reader = Reader(Root("/"), keep=keep)
+    vm = Wanted(100, Process(os.getpid(), 1), tuple(tids))
+    before = reader.read([vm])[100]
+    time.sleep(0.2)
+    after = reader.read([vm])[100]
+    done = True
+    thread.join()
+    gained = sum(after.threads[tids[0]]) - sum(before.threads[tids[0]])
+    assert gained == pytest.approx(after.at_ns - before.at_ns, rel=0.2)
+    deadline = time.monotonic() + 5
+    while reader.read([vm]) and time.monotonic() < deadline:
+        time.sleep(0.01)  # Python's thread is over a moment before the kernel's
+    assert reader.read([vm]) == {}
+    reader.close()
+
+
+def test_open_files_go_with_their_vm():
+    reader = Reader(Root("/"), keep=True)
+    before = len(os.listdir("/proc/self/fd"))
+    vm = Wanted(100, Process(os.getpid(), 1), (os.getpid(),))
+    reader.read([vm])
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    reader.read([])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("sys/fs/cgroup/qemu.slice/100.scope/cpu.stat", "usage_usec 5\nthrottled_usec 1500\n"),
+        ("sys/fs/cgroup/cpu/qemu.slice/100.scope/cpu.stat", "nr_throttled 2\nthrottled_time 1500000\n"),
+    ],
+)
+@pytest.mark.parametrize("keep", [False, True])
+def test_throttling_is_read_from_either_hierarchy(tmp_path, path, text, keep):
+    write(tmp_path, path, text)
+    write(tmp_path, "proc/7/task/8/schedstat", "10 20 3\n")
+    found = Reader(Root(str(tmp_path)), keep=keep).read([Wanted(100, Process(7, 1), (8,), limited=True)])
+    assert found[100].throttled_ns == 1_500_000
+    assert found[100].threads == {8: (10, 20)}
+
+
+@pytest.mark.parametrize("text", ["", "10", "a b c", "10 20 30 40", "\0\xff"])
+def test_a_damaged_counter_is_no_counter(tmp_path, text):
+    write(tmp_path, "proc/7/task/8/schedstat", text)
+    assert Reader(Root(str(tmp_path))).read([Wanted(100, Process(7, 1), (8, 9))]) == {}
+
+
+def test_the_shrinkable_part_of_the_zfs_cache_counts_as_available(tmp_path):
+    write(tmp_path, "proc/meminfo", "MemTotal:  8388608 kB\nMemAvailable:  1048576 kB\n")
+    assert schedstat.host_memory(Root(str(tmp_path))).available_mib == 1024
+    arc = f"13 1 0x01\nname type data\nc_min 4 {1 << 30}\nsize 4 {3 << 30}\n"
+    write(tmp_path, "proc/spl/kstat/zfs/arcstats", arc)
+    write(tmp_path, "proc/pressure/memory", "some avg10=9.00 avg60=0\nfull avg10=7.50 avg60=0.00\n")
+    found = schedstat.host_memory(Root(str(tmp_path)))
+    assert found.available_mib == 1024 + 2048
+    assert found.stalled == 7.5
+
+
+def test_a_root_without_memory_information_has_none(tmp_path):
+    assert schedstat.host_memory(Root(str(tmp_path))) is None
+    assert schedstat.resident_mib(Root(str(tmp_path)), 1) is None
+    assert schedstat.pressure(Root(str(tmp_path)), 100) == {}
+
+
+CLAIM = Claim(
+    Placement(100, VmClass.SHARED, (frozenset((0,)),), frozenset((0,)), frozenset((0,))), State.RUNNING
+)
+OURS = Machine(memory_mib=2048, balloon_mib=512, shares=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"balloon_mib": 0}, "no balloon"),
+        ({"balloon_mib": None}, "minimum"),
+        ({"shares": 500}, "Proxmox"),
+        ({"hostpci": (object(),)}, "passed-through"),
+        ({"hugepage_mib": 2}, "huge"),
+    ],
+)
+def test_whose_balloon_is_not_ours(change, word):
+    assert measuring._excluded(OURS, CLAIM) == ""
+    assert word in measuring._excluded(replace(OURS, **change), CLAIM)
+
+
+def test_a_policy_may_keep_a_guest_out():
+    assert "policy" in measuring._excluded(OURS, replace(CLAIM, policy=Policy(balloon=False)))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        [],
+        {},
+        {"last-update": "x", "stats": {}},
+        {"last-update": 5, "stats": []},
+        {"last-update": 0, "stats": {"stat-total-memory": 1, "stat-available-memory": 1}},
+        {"last-update": 5, "stats": {"stat-total-memory": 1 << 64, "stat-available-memory": -1}},
+        {"last-update": 5, "stats": {"stat-total-memory": True, "stat-available-memory": "1"}},
+    ],
+)
+def test_statistics_that_make_no_sense_are_none(answer):
+    assert balloon._reading(1 << 30, answer, 100.0).age_s is None
+
+
+def test_a_guest_cannot_have_more_available_than_it_has():
+    stats = {"stat-total-memory": 1 << 30, "stat-available-memory": 1 << 40, "stat-swap-in": 1 << 20}
+    reading = balloon._reading(1 << 30, {"last-update": 98, "stats": stats}, 100.0)
+    assert reading.available_mib == reading.total_mib == 1024
+    assert reading.swapped_mib == 1
+    assert reading.age_s == 2
+
+
+def test_guests_that_do_not_answer_are_named_and_hold_nobody_up(tmp_path):
+    import socket
+
+    directory = tmp_path / "run/qemu-server"
+    directory.mkdir(parents=True)
+    mute = socket.socket(socket.AF_UNIX)
+    mute.bind(str(directory / "100.qmp"))
+    mute.listen(1)
+    began = time.monotonic()
+    found = balloon.read_all(Root(str(tmp_path)), [100, 101], patience_s=0.3)
+    assert time.monotonic() - began < 1.5
+    assert "greeting" in found[100]
+    assert "socket" in found[101]
+    mute.close()
