@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from pxsched import ledger as ledgers
 from pxsched.guest import process
-from pxsched.guest.config import Machine
+from pxsched.guest.config import GuestNode, Machine
 from pxsched.host import cpulist
 from pxsched.knobs.thread import ThreadAffinity
 from pxsched.ledger import Claim, Ledger, State
@@ -57,12 +57,32 @@ def request(
         cores=machine.cores,
         smt=policy.smt,
         prefer=policy.prefer,
-        guest_nodes=machine.guest_nodes if machine.numa else (),
+        guest_nodes=_guest_nodes(machine),
         device_nodes=device_nodes,
         hugepage_mib=machine.hugepage_mib,
         weight=machine.weight,
         cpus=frozenset.intersection(*limits) if limits else None,
         nodes=cpulist.parse(policy.nodes) if policy.nodes else None,
+    )
+
+
+def _guest_nodes(machine: Machine) -> tuple[GuestNode, ...]:
+    """The `numaN` rules; with huge pages and none of them, Proxmox puts guest socket i on host node i
+    (PVE::QemuServer::Memory).
+    """
+    if not machine.numa:
+        return ()
+    if machine.guest_nodes or machine.hugepage_mib is None:
+        return machine.guest_nodes
+    cores, share_mib = machine.cores, machine.memory_mib // machine.sockets
+    return tuple(
+        GuestNode(
+            frozenset(range(socket * cores, min(machine.vcpus, (socket + 1) * cores))),
+            share_mib,
+            frozenset((socket,)),
+            "bind",
+        )
+        for socket in range(machine.sockets)
     )
 
 

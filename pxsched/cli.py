@@ -122,13 +122,19 @@ def add(
     help: str,
     *,
     example: str,
+    description: str = "",
     reads: bool = False,
 ) -> argparse.ArgumentParser:
-    """Adds one command. reads: it takes --json."""
+    """Adds one command. example: one or more lines. description: where more is to be said than the help does.
+    reads: it takes --json.
+    """
     command = commands.add_parser(
-        name, help=help, description=help[:1].upper() + help[1:] + ".", epilog=f"example:\n  {example}",
+        name,
+        help=help,
+        description=description or help[:1].upper() + help[1:] + ".",
+        epilog="\n  ".join(["example:" if "\n" not in example else "examples:", *example.splitlines()]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     command.set_defaults(run=run)
     if reads:
         command.add_argument("--json", action="store_true", help="print JSON")

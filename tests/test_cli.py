@@ -257,7 +257,7 @@ def test_a_root_without_cpus_is_one_line(run, tmp_path):
 @pytest.mark.parametrize(
     "words",
     [[], ["nonsense"], ["topology", "--jsn"], ["plan"], ["plan", "x"], ["plan", "99"], ["plan", "1" * 40],
-     ["status", "-1"], ["config"], ["restore"], ["simulate"]],
+     ["status", "-1"], ["config"], ["restore"], ["simulate", "a", "b"]],
 )  # fmt: skip
 def test_wrong_usage_is_exit_code_2(run, words):
     done = run(*words)

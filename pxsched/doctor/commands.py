@@ -6,37 +6,36 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from pxsched.cli import add
 from pxsched.doctor import bundle, host, vms
 from pxsched.doctor.finding import Finding, Level, Subject
 from pxsched.errors import Exit, UserError
 from pxsched.root import Root
 
-EPILOG = """\
-examples:
-  pxsched doctor
-  pxsched doctor --bundle bug.tar.gz     what the program reads of this machine, to go with a bug report
-  mkdir bug; tar -xzf bug.tar.gz -C bug; pxsched --root bug topology
-"""
+EXAMPLES = """\
+pxsched doctor
+pxsched doctor --bundle bug.tar.gz     what the program reads of this machine, to go with a bug report
+mkdir bug; tar -xzf bug.tar.gz -C bug; pxsched --root bug topology"""
 
 MARKS = {"ok": "ok  ", "note": "note", "warn": "WARN", "bad": "BAD "}
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
+    parser = add(
+        subparsers,
         "doctor",
-        help="check this node and say what to mend",
+        run,
+        "check this node and say what to mend",
         description="Checks node, installation and VMs; exit code 1 when something does not work.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        example=EXAMPLES,
+        reads=True,
     )
-    parser.set_defaults(run=run)
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--bundle", metavar="FILE", help="write what the program reads into FILE.tar.gz")
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises UserError."""
-    root = Root(args.root) if isinstance(args.root, str) else args.root
+    root: Root = args.root
     findings: list[Finding] = list(examine(root))
     if args.bundle:
         count = bundle.write(root, args.bundle, findings)

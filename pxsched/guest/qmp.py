@@ -65,14 +65,16 @@ class Qmp:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
 
     def __enter__(self) -> Self:
+        ready = False
         try:
             self._connect()
             if "QMP" not in self._receive(QmpBusy("no greeting from QEMU: another client is being served")):
                 raise QmpProtocol("the greeting is not QMP's")
             self._call("qmp_capabilities", None)
-        except BaseException:
-            self._socket.close()
-            raise
+            ready = True
+        finally:
+            if not ready:
+                self._socket.close()
         return self
 
     def __exit__(

@@ -179,7 +179,7 @@ def _listener(root: Root, address: str) -> int:
 
 def _connect(root: Root, address: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    directory = None
+    directory, ready = None, False
     try:
         connection.settimeout(PATIENCE_S)
         path = address if address.startswith("\0") else root.path(address)
@@ -189,10 +189,10 @@ def _connect(root: Root, address: str) -> socket.socket:
         connection.connect(path.encode())
         if _peer(connection)[1] != 0:
             raise OSError(errno.EACCES, "an irqbalance socket that is not root's")
-    except BaseException:
-        connection.close()
-        raise
+        ready = True
     finally:
+        if not ready:
+            connection.close()
         if directory is not None:
             os.close(directory)
     return connection
@@ -214,18 +214,18 @@ def _ask(root: Root, daemon: Daemon, request: str) -> str:
         _deaf_until[daemon] = time.monotonic() + DEAF_S
         raise late
     connection = _connect(root, daemon.address)
+    owed = False
     try:
         _send(connection, request)
-        answer = _receive(connection, deadline)
+        return _receive(connection, deadline)
     except TimeoutError:
         _deaf_until[daemon] = time.monotonic() + DEAF_S
         _unanswered.append(connection)  # closing it now would kill the daemon later
+        owed = True
         raise late from None
-    except BaseException:
-        connection.close()
-        raise
-    connection.close()
-    return answer
+    finally:
+        if not owed:
+            connection.close()
 
 
 def _wait_until_idle(root: Root, daemon: Daemon, deadline: float) -> bool:

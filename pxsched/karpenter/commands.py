@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict
 
 from pxsched import settings as settings_module
+from pxsched.cli import add
 from pxsched.errors import Exit
 from pxsched.host import topology
 from pxsched.karpenter import capacity, document, keep
@@ -12,24 +13,22 @@ from pxsched.proxmox import cluster
 from pxsched.proxmox.connection import local
 from pxsched.root import Root
 
-EPILOG = """\
-examples:
-  pxsched karpenter plan                        what would be written, changes nothing
-  pxsched karpenter apply                       writes it, as the timer does with the feature flag on
-  pxsched --root CAPTURE karpenter export       the VM's configuration as text, from a captured machine
-  pxsched karpenter settings --region eu > node-settings.json
-"""
+EXAMPLES = """\
+pxsched karpenter plan                        what would be written, changes nothing
+pxsched karpenter apply                       writes it, as the timer does with the feature flag on
+pxsched --root CAPTURE karpenter export       the VM's configuration as text, from a captured machine
+pxsched karpenter settings --region eu > node-settings.json"""
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
+    parser = add(
+        subparsers,
         "karpenter",
-        help="describe this node's capacity to Karpenter",
+        run,
+        "describe this node's capacity to Karpenter",
         description="Keeps a VM that never runs: its configuration describes this node's CPUs and memory.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        example=EXAMPLES,
     )
-    parser.set_defaults(run=run)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, text in (
         ("plan", "show what differs, change nothing"),
@@ -46,7 +45,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(args: argparse.Namespace) -> int:
     """Runs one action. Raises UserError."""
-    root = Root(args.root) if isinstance(args.root, str) else args.root
+    root: Root = args.root
     machine = topology.read(root)
     node = settings_module.load(root).node
     if args.action == "export":

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable
 
 from pxsched import chain
+from pxsched.cli import add
 from pxsched.errors import Exit, UserError
 from pxsched.optin import rules
 from pxsched.optin.apply import apply
@@ -15,22 +16,20 @@ from pxsched.root import Root
 from pxsched.setup import plan
 from pxsched.setup.steps import Step
 
-EPILOG = """\
-examples:
-  pxsched node install --storage local     put the hookscript and the units in place
-  pxsched node uninstall --dry-run         what an uninstallation would do
-"""
+EXAMPLES = """\
+pxsched node install --storage local     put the hookscript and the units in place
+pxsched node uninstall --dry-run         what an uninstallation would do"""
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
+    parser = add(
+        subparsers,
         "node",
-        help="install or uninstall the files on this node (install.sh calls this)",
+        run,
+        "install or uninstall the files on this node (install.sh calls this)",
         description="Puts hookscript, units and settings in place on a Proxmox node, or takes them away.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        example=EXAMPLES,
     )
-    parser.set_defaults(run=run)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, text in (("install", "put the files in place"), ("uninstall", "undo everything")):
         action = actions.add_parser(name, help=text, description=text)
@@ -42,7 +41,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(args: argparse.Namespace) -> int:
     """Raises UserError."""
-    root = Root(args.root) if isinstance(args.root, str) else args.root
+    root: Root = args.root
     material = plan.find_material()
     if args.action == "install":
         storage = args.storage or root.read(plan.STORAGE_RECORD) or "local"
