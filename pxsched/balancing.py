@@ -22,6 +22,7 @@ from pxsched.reconcile import Report, reconcile
 from pxsched.root import Root
 
 FILE = "run/pxsched/balance.json"
+BALLOONS = "run/pxsched/balloons.json"  # the balloon knob's own memory
 # Guests report every two seconds; asking oftener shows nothing new and keeps Proxmox from its sockets.
 MEMORY_PERIOD_S = 5.0
 # A fast `watch` writes its state down so often, and whenever something was done.
@@ -103,6 +104,7 @@ class Balancer:
             }
         memory = self._coordinate(node, ledger, sightings, now_s)
         result = self._apply(node, ledger, sightings, moves, memory, interval.uses)
+        _forget_told(node.root, ledger)
         self._note(result, now_s)
         return result
 
@@ -173,7 +175,6 @@ class Balancer:
             ]
             plan = settle.wanted(node, held, seen)
             report = reconcile(node.root, held, plan.settings, {sighting.vmid for sighting in seen})
-        _forget_told(node.root, ledger)
         targets = memory.targets if memory else ()
         return Result(made, targets, memory.skipped if memory else {}, report)
 
@@ -260,9 +261,11 @@ def _sizes(ledger: Ledger, memory: balloon.Outcome | None) -> dict[int, int | No
 
 
 def _forget_told(root: Root, ledger: Ledger) -> None:
-    from pxsched.knobs import balloon as knob
+    """Forgets what guests were told that are gone."""
+    if root.exists(BALLOONS):
+        from pxsched.knobs import balloon as knob
 
-    knob.forget_others(root, set(ledger.claims))
+        knob.forget_others(root, set(ledger.claims))
 
 
 # What changes in the ledger.

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,6 +65,26 @@ class Host:
 
     def home(self, vmid: int) -> frozenset[int]:
         return ledger.peek(self.root).claims[vmid].placement.cpus
+
+    def claims(self) -> dict:
+        return ledger.peek(self.root).claims
+
+    @contextmanager
+    def watching(self, period_s: float):
+        """`watch` in the background; yields the file it writes to."""
+        said = Path(self.sandbox.root, "watch.out")
+        with said.open("w") as file:
+            words = ["--root", self.sandbox.root, "watch", f"--period={period_s}"]
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pxsched", *words],
+                env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, stdout=file, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            try:
+                yield said
+                assert process.poll() is None, said.read_text()
+            finally:
+                process.terminate()
+                process.wait()
 
     def state(self) -> dict:
         return json.loads(Path(self.sandbox.root, "run/pxsched/balance.json").read_text())

@@ -111,3 +111,31 @@ def test_a_vm_whose_policy_wants_pins_gets_one_cpu_for_each_vcpu(host):
     host.tick()
     host.tick(0.5)
     assert sorted(host.sandbox.masks(100)) == ["0", "1"]
+
+
+@pytest.mark.slow
+def test_a_fast_watch_does_the_same_and_sees_vms_come_and_go(host):
+    host.settings('[defaults]\ncpus = "0-1"\n')
+    crowd(host, 2)
+    for vmid in (100, 101):
+        host.put(vmid, {0})
+    with host.watching(period_s=0.1) as said:
+        assert eventually(lambda: {host.home(100), host.home(101)} == {HOT, COLD})
+        host.start(102)
+        assert eventually(lambda: host.home(102) == {0, 1})
+        host.sandbox.qm("stop", 100)
+        assert eventually(lambda: 100 not in host.claims())
+    assert "moved VM" in said.read_text()
+    assert "Traceback" not in said.read_text()
+
+
+def eventually(condition, *, within_s=30.0):
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            if condition():
+                return True
+        except KeyError:
+            pass
+        time.sleep(0.1)
+    return False
