@@ -265,7 +265,9 @@ def _forget_told(root: Root, ledger: Ledger) -> None:
     if root.exists(BALLOONS):
         from pxsched.knobs import balloon as knob
 
-        knob.forget_others(root, set(ledger.claims))
+        if knob.told(root).keys() - ledger.claims.keys():
+            with ledgers.locked(root) as held:
+                knob.forget_others(root, set(held.claims))
 
 
 # What changes in the ledger.

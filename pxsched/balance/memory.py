@@ -26,9 +26,9 @@ from pxsched.policy import NodeSettings, Policy
 # How long a fallen need still counts for 37 % of its height, and how old statistics may be.
 FALL_S = 60.0
 STALE_S = 15.0
-# A guest that wants back what it gave up keeps things twice as long from then on, up to so many times; that
+# A guest that wants back what it gave up keeps things three times as long from then on, up to so many times; that
 # is forgiven in this time. What was just given is not taken back at once, unless somebody waits for it.
-MOST_PATIENCE, FORGIVE_S, GRACE_S = 64.0, 4 * 3600.0, 30.0
+MOST_PATIENCE, FORGIVE_S, GRACE_S = 128.0, 4 * 3600.0, 30.0
 # No guest is asked to go below what it uses and this much.
 FLOOR_MIB, FLOOR_PART = 64, 0.03
 # Where between starved (0) and wasteful (1) everyone is put when there is enough for all.
@@ -79,7 +79,7 @@ def _told(record: Record, told: BalloonTarget, standing: Standing, now_s: float)
     if told.target_mib < standing.guest.actual_mib:
         return replace(record, target_mib=told.target_mib, set_s=now_s)
     regrets = record.target_mib is not None and record.set_s > record.grown_s
-    patience = min(MOST_PATIENCE, record.patience * 2) if regrets else record.patience
+    patience = min(MOST_PATIENCE, record.patience * 3) if regrets else record.patience
     return replace(record, target_mib=told.target_mib, set_s=now_s, grown_s=now_s, patience=patience)
 
 
