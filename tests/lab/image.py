@@ -126,7 +126,7 @@ def _install_packages(recipe: Recipe, root: Path) -> None:
         "--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=force-unsafe-io", "--dpkgopt=force-confold",
         # Nobody boots the initramfs Debian would make here; the lab brings its own.
         f"--essential-hook=mkdir -p $1/etc/initramfs-tools && echo update_initramfs=no >$1/{_NO_INITRAMFS}",
-        recipe.suite, str(root), recipe.mirror,
+        recipe.suite, str(root),
     ]  # fmt: skip
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1200, check=False

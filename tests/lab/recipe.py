@@ -13,7 +13,6 @@ from pathlib import Path
 _BUILDERS = ("acpi.py", "cpio.py", "image.py", "kernel.py")
 
 SUITE = "trixie"
-MIRROR = "http://deb.debian.org/debian"
 NODE = "lab"
 CPUS = 16
 
@@ -155,7 +154,6 @@ class Recipe:
     """One image: what is installed and what is written over it."""
 
     suite: str = SUITE
-    mirror: str = MIRROR
     packages: tuple[str, ...] = tuple(_PACKAGES.split())
     masked: tuple[str, ...] = tuple(_MASKED.split())
     boot_modules: tuple[str, ...] = BOOT_MODULES
