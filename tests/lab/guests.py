@@ -126,8 +126,9 @@ class LinuxGuest:
     def tell(self, line: str, *, timeout_s: float = 60) -> str:
         return self.node.run("qm", "tell", str(self.vmid), line, timeout_s=timeout_s).check().out
 
-    def wait_ready(self, *, deadline_s: float = 180) -> None:
+    def wait_ready(self, *, deadline_s: float = 400) -> None:
         def answers() -> bool:
-            return "pong" in self.node.run("qm", "tell", str(self.vmid), "ping").out
+            # A guest that still boots would swallow the question.
+            return "pong" in self.node.run("timeout", "20", "qm", "tell", str(self.vmid), "ping").out
 
         poll(answers, f"Linux guest {self.vmid} answers", deadline_s=deadline_s, interval_s=1)

@@ -106,7 +106,7 @@ def test_a_crowded_guest_is_moved_to_where_there_is_room(node: Node, timer: Prod
 
     poll(apart, "the two busy guests no longer share a home", deadline_s=240, interval_s=2)
     after = max(share_waiting(node, vmid, 10) for vmid in together)
-    assert after < before / 2
+    assert after < before * 0.75, "one of them still has the third guest for a neighbour"
 
 
 def test_memory_moves_to_the_guest_that_needs_it_and_back(node: Node, timer: Product) -> None:
