@@ -26,8 +26,8 @@ from pxsched.policy import NodeSettings, Policy
 # How long a fallen need still counts for 37 % of its height, and how old statistics may be.
 FALL_S = 60.0
 STALE_S = 15.0
-# A guest that wants back what it gave up keeps things three times as long from then on, up to so many times; that
-# is forgiven in this time. What was just given is not taken back at once, unless somebody waits for it.
+# A guest that wants back what it gave up keeps things three times as long from then on, up to so many times;
+# that is forgiven in this time. What was just given is not taken back at once, unless somebody waits for it.
 MOST_PATIENCE, FORGIVE_S, GRACE_S = 128.0, 4 * 3600.0, 30.0
 # No guest is asked to go below what it uses and this much.
 FLOOR_MIB, FLOOR_PART = 64, 0.03
