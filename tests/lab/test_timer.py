@@ -119,15 +119,14 @@ def test_memory_moves_to_the_guest_that_needs_it_and_back(node: Node, timer: Pro
     def actual() -> int:
         return int(node.qm("qmp", "101", "query-balloon").check().out.split(":")[1].strip(" }\n")) >> 20
 
-    assert actual() < 250
+    poll(lambda: actual() <= 165, "what it does not use is taken", deadline_s=240, interval_s=3)
     fill(guest, 60)
-    poll(lambda: actual() >= 220, "a guest that uses more gets more", deadline_s=180, interval_s=3)
-    high = actual()
+    poll(lambda: actual() >= 175, "a guest that uses more gets more", deadline_s=240, interval_s=3)
     guest.tell("free")
     # The host runs short: everybody gives what is not used.
     timer.configure("[node]\nbalance_cpu = false\nreserved_mib = 8192\n"
                     "[defaults]\nstarved_mib = 24\nwasteful_mib = 64\n")  # fmt: skip
-    poll(lambda: actual() <= high - 30, "what it no longer uses is taken", deadline_s=240, interval_s=3)
+    poll(lambda: actual() <= 165, "what it no longer uses is taken", deadline_s=300, interval_s=3)
 
 
 def test_the_service_turns_everything_that_the_hook_turns(
