@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pxsched.balance import cpu, samples
+from pxsched.balance.homes import Machine
+from pxsched.balance.plan import Model, Party
 from pxsched.balance.sharing import Claim, jain, mask_of, shares
 from pxsched.balance.simulate import Guest, Host, machine
 from pxsched.policy import NodeSettings
@@ -175,6 +177,19 @@ def test_no_pass_makes_more_moves_than_the_setting():
         host = Host(machine(), single([1.0] * 8, [0] * 8), settings=NodeSettings(moves=most))
         passes(host, 3)
         assert max(map(len, host.moves)) == most
+
+
+def test_a_step_that_would_leave_another_worse_off_than_the_one_it_helps_is_not_made():
+    def party(vmid, home, demand, run, weight):
+        return Party(vmid, None, home, 0b11, 1, samples.Rate(run, demand - run, demand), weight, True)
+
+    helped, neighbour = party(100, 0b01, 1.0, 0.5, 100), party(101, 0b01, 0.9, 0.5, 100)
+    third = party(102, 0b10, 0.5, 0.5, 10)
+    machine_ = Machine.of(machine(cores=2), (0, 1))
+    for third_is_due, made in ((0.4, False), (0.1, True)):
+        due = [1.0, 0.9, third_is_due]
+        model = Model([helped, neighbour, third], due, [0.5, 0.44, 0.0], machine_, 60.0)
+        assert (model.step({1: 0b10}, helped) is not None) == made
 
 
 def test_a_new_vm_leaves_the_others_where_they_are():
