@@ -177,7 +177,7 @@ def _load(root: Root, *, set_aside: bool) -> Ledger:
             continue
         try:
             ledger = _loads(data, _boot_id(root))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, UserError) as error:
             aside = f"{file}.damaged"
             if set_aside:
                 _set_aside(root.path(file), root.path(aside))

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 HERE = Path(__file__).resolve().parent
 CORPORA = HERE.parent.parent / "shared" / "corpora"
-MANY = "ten thousand examples"
+MANY = "many examples"
 
 _UNHURRIED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 # The same examples every time: a run judges the change at hand, not the luck of the draw. To search further:
@@ -37,7 +37,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     effort = item.callspec.params.get("effort") if hasattr(item, "callspec") else None
     if effort is not None:
         assert hasattr(item.obj, _KEPT), "this version of hypothesis keeps its settings elsewhere"
-        setattr(item.obj, _KEPT, THOROUGH if effort == MANY else settings.default)
+        # Tests whose examples each write files say that fewer must do.
+        most = getattr(item.module, "MOST_EXAMPLES", THOROUGH.max_examples)
+        thorough = settings(THOROUGH, max_examples=most)
+        setattr(item.obj, _KEPT, thorough if effort == MANY else settings.default)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,8 @@ from pxsched.root import Root
 
 PACKAGE = str(Path(ledgers.__file__).resolve().parents[1])
 
+MOST_EXAMPLES = 1_000
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Root:
