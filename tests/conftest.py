@@ -1,6 +1,6 @@
 """What all tests share: how many examples a property is tried with, and captured machines.
 
-A property test that asks for `effort` runs twice: with few examples always, with ten thousand as a slow test.
+A property test that asks for `effort` runs twice: with few examples always, with many as a slow test.
 """
 
 import fcntl
