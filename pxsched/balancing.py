@@ -14,8 +14,8 @@ from pxsched import claims as claiming
 from pxsched import ledger as ledgers
 from pxsched import measuring, settle
 from pxsched.balance import balloon, cpu, samples
-from pxsched.host import schedstat
-from pxsched.host.schedstat import Wanted
+from pxsched.guest import schedstat
+from pxsched.guest.schedstat import Wanted
 from pxsched.ledger import Claim, Ledger
 from pxsched.node import Node, Sighting
 from pxsched.reconcile import Report, reconcile

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pxsched.balance import balloon, cpu, samples
+from pxsched.guest import schedstat
 from pxsched.guest.config import Machine
 from pxsched.guest.process import Role
-from pxsched.host import cpulist, schedstat
-from pxsched.host.schedstat import Counters, Wanted
+from pxsched.guest.schedstat import Counters, Wanted
+from pxsched.host import cpulist, pressure
 from pxsched.ledger import Claim, Ledger
 from pxsched.node import Node, Sighting
 from pxsched.placement.request import VmClass
@@ -175,7 +176,7 @@ def _excluded(machine: Machine, claim: Claim) -> str:
 
 
 def host_memory(root: Root, node: Node, guests: Iterable[balloon.Guest]) -> balloon.Host | None:
-    found = schedstat.host_memory(root)
+    found = pressure.host_memory(root)
     if found is None:
         return None
     nodes: dict[int, float] = {}

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from pxsched import measuring
-from pxsched.guest import balloon
+from pxsched.guest import balloon, schedstat
 from pxsched.guest.config import Machine
 from pxsched.guest.process import Process
-from pxsched.host import schedstat
-from pxsched.host.schedstat import Reader, Wanted
+from pxsched.guest.schedstat import Reader, Wanted
+from pxsched.host import pressure
 from pxsched.ledger import Claim, State
 from pxsched.placement.request import Placement, VmClass
 from pxsched.policy import Policy
@@ -87,17 +87,17 @@ def test_a_damaged_counter_is_no_counter(tmp_path, text):
 
 def test_the_shrinkable_part_of_the_zfs_cache_counts_as_available(tmp_path):
     write(tmp_path, "proc/meminfo", "MemTotal:  8388608 kB\nMemAvailable:  1048576 kB\n")
-    assert schedstat.host_memory(Root(str(tmp_path))).available_mib == 1024
+    assert pressure.host_memory(Root(str(tmp_path))).available_mib == 1024
     arc = f"13 1 0x01\nname type data\nc_min 4 {1 << 30}\nsize 4 {3 << 30}\n"
     write(tmp_path, "proc/spl/kstat/zfs/arcstats", arc)
     write(tmp_path, "proc/pressure/memory", "some avg10=9.00 avg60=0\nfull avg10=7.50 avg60=0.00\n")
-    found = schedstat.host_memory(Root(str(tmp_path)))
+    found = pressure.host_memory(Root(str(tmp_path)))
     assert found.available_mib == 1024 + 2048
     assert found.stalled == 7.5
 
 
 def test_a_root_without_memory_information_has_none(tmp_path):
-    assert schedstat.host_memory(Root(str(tmp_path))) is None
+    assert pressure.host_memory(Root(str(tmp_path))) is None
     assert schedstat.resident_mib(Root(str(tmp_path)), 1) is None
     assert schedstat.pressure(Root(str(tmp_path)), 100) == {}
 

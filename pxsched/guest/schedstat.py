@@ -1,7 +1,7 @@
-"""What threads ran and waited, what `cpulimit` held back, and how short the host is of memory.
+"""What a VM's threads ran and waited, and what `cpulimit` held back.
 
 Rules: Documentation/scheduler/sched-stats.rst (/proc/PID/schedstat: ns on a CPU, ns runnable but waiting),
-cgroup-v2.rst (cpu.stat, PSI files), Documentation/accounting/psi.rst, OpenZFS arcstats.
+cgroup-v2.rst (cpu.stat, PSI files).
 
 A fast `watch` reads thousands of these files ten times a second, so they are kept open: an open file of
 /proc stays with the thread it was opened for, and fails once that is gone, whoever has its number then.
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from pxsched.guest.process import Process
 from pxsched.host import cgroup
+from pxsched.host.pressure import average
 from pxsched.root import Root
 
 _OTHER_FILES = 64  # descriptors left for everything else this process opens
@@ -38,17 +39,6 @@ class Counters:
     at_ns: int
     threads: Mapping[int, tuple[int, int]]
     throttled_ns: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class HostMemory:
-    """available_mib: what the host could give without swapping. stalled: per cent of the last ten seconds in
-    which all tasks waited for memory.
-    """
-
-    total_mib: float
-    available_mib: float
-    stalled: float = 0.0
 
 
 @dataclass(slots=True)
@@ -179,34 +169,10 @@ def pressure(root: Root, vmid: int) -> dict[str, float]:
     base = f"{cgroup.MOUNT}/{cgroup.scope(vmid)}"
     found = {}
     for what in ("cpu", "memory", "io"):
-        value = _avg10(root.read(f"{base}/{what}.pressure"), "some")
+        value = average(root.read(f"{base}/{what}.pressure"), "some")
         if value is not None:
             found[what] = value
     return found
-
-
-def _avg10(text: str | None, line: str) -> float | None:
-    match = re.search(rf"^{line} avg10=(\d+\.\d+)", text or "", re.MULTILINE)
-    return None if match is None else float(match[1])
-
-
-def host_memory(root: Root) -> HostMemory | None:
-    """None where /proc/meminfo says nothing."""
-    fields = dict(re.findall(r"^(\w+):\s+(\d{1,18})", root.read("proc/meminfo") or "", re.MULTILINE))
-    if "MemTotal" not in fields or "MemAvailable" not in fields:
-        return None
-    stalled = _avg10(root.read("proc/pressure/memory"), "full") or 0.0
-    available = int(fields["MemAvailable"]) / 1024 + _arc_shrinkable_mib(root)
-    return HostMemory(int(fields["MemTotal"]) / 1024, available, stalled)
-
-
-def _arc_shrinkable_mib(root: Root) -> float:
-    """What ZFS would give back: its cache above its least size. MemAvailable does not count it."""
-    text = root.read("proc/spl/kstat/zfs/arcstats")
-    fields = dict(re.findall(r"^(\w+)\s+\d+\s+(\d{1,19})$", text or "", re.MULTILINE))
-    if "size" not in fields or "c_min" not in fields:
-        return 0.0
-    return max(0, int(fields["size"]) - int(fields["c_min"])) / (1 << 20)
 
 
 def resident_mib(root: Root, pid: int) -> float | None:
