@@ -89,7 +89,7 @@ def _parser(
 
 def run(args: argparse.Namespace) -> int:
     """Runs one of the three commands. Raises UserError."""
-    root = Root(args.root) if isinstance(args.root, str) else args.root
+    root: Root = args.root
     session = connect(args, root)
     if args.command == "list":
         return _list(session, args)
