@@ -18,6 +18,10 @@ from pxsched.ledger import Entry, Ledger
 from pxsched.plugins.view import Setting
 from pxsched.root import Root
 
+# The note of a knob while it is put back. A pass that is killed meanwhile leaves it: the knob may then look
+# as wanted and be so only in part, as when systemd has forgotten a property that its cgroup still has.
+LEAVING = "is being put back"
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -56,6 +60,7 @@ def reconcile(
     values = _read(root, ledger, wanted)
     moving = _moving_cpusets(ledger, stale, wanted, values)
     changed, drifted = _journal(root, ledger, wanted, values, moving)
+    _mark(ledger, stale)
     ledgers.save(root, ledger)
     _restore(root, ledger, stale, report)
     _apply(root, ledger, [wanted[key] for key in changed], drifted, report)
@@ -86,9 +91,23 @@ def _moving_cpusets(
         for key, setting in wanted.items()
         if setting.knob.rank is Rank.CPUSET
         and key in values
-        and not _same(setting.knob, values[key], setting.want)
+        and (_half_left(ledger, key) or not _same(setting.knob, values[key], setting.want))
     }
     return frozenset(restored | applied)
+
+
+def _mark(ledger: Ledger, stale: list[str]) -> None:
+    """Says of the knobs that will be put back that they are; what else is known of them is worth more."""
+    for key in stale:
+        entry = ledger.journal[key]
+        if not entry.note:
+            ledger.journal[key] = replace(entry, note=LEAVING)
+
+
+def _half_left(ledger: Ledger, key: str) -> bool:
+    """Whether a pass was killed while it put the knob back, perhaps in the middle."""
+    entry = ledger.journal.get(key)
+    return entry is not None and entry.note == LEAVING
 
 
 def _journal(
@@ -119,7 +138,7 @@ def _journal(
             ledger.journal[key] = Entry(
                 setting.owner, setting.plugin, original, setting.want, ledgers.now_ns()
             )
-        if differs or disturbed:
+        if differs or disturbed or _half_left(ledger, key):
             changed.append(key)
     return changed, drifted
 
@@ -168,7 +187,7 @@ def _apply(root: Root, ledger: Ledger, settings: list[Setting], drifted: set[str
         entry = ledger.journal[key]
         try:
             before = knob.read(root)
-            if knob.same(before, setting.want):
+            if knob.same(before, setting.want) and not _half_left(ledger, key):
                 continue
             knob.write(root, setting.want)
             after = knob.read(root)

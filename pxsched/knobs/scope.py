@@ -122,9 +122,15 @@ class Partition(Knob):
         return (root.read(f"{base}/cpuset.cpus.effective") or "") if state == "isolated" else state
 
     def write(self, root: Root, value: str) -> None:
-        base = self._base(root)
+        try:
+            base = self._base(root)
+        except Gone:
+            _offer(root, frozenset())  # the groups above still name the CPUs that went with the scope
+            raise
+        # Each by itself: a write of ours may have been stopped between the two.
         if self.read(root):
             file.write(root, f"{base}/cpuset.cpus.partition", "member")
+        if root.read(f"{base}/cpuset.cpus.exclusive"):
             file.write(root, f"{base}/cpuset.cpus.exclusive", "")
         with _as_knob(self.key):
             _set(root, self.vmid, "AllowedCPUs", value)

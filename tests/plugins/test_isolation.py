@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from pxsched import ledger as ledgers
 from pxsched.guest.process import Role, Thread
-from pxsched.host import cgroup, cpulist
+from pxsched.host import cgroup, cpulist, systemd
 from pxsched.knobs import isolation as knobs
 from pxsched.knobs import knob
 from pxsched.knobs.isolation import GroupCpus, SliceCpus
 from pxsched.knobs.knob import Gone
+from pxsched.knobs.scope import Partition
 from pxsched.ledger import NODE, Ledger, State
 from pxsched.placement.request import VmClass
 from pxsched.plugins import emulator, isolation
@@ -115,6 +117,36 @@ def test_the_set_in_force_counts_not_the_one_asked_for(tree, views, settle):
     assert [turn.key for turn in settle(claim).turned] == ["slice:system.slice"]
 
 
+class Killed(BaseException):
+    pass
+
+
+def test_a_widening_that_was_cut_short_is_not_taken_for_whole(tree, views, fake_systemd, monkeypatch):
+    """systemd has forgotten the property, and the cgroup still has what it said."""
+    narrow = list(isolation.of_node(views.host(views.claim(100, "2-3"), settings=SLICES)))
+
+    def turn(settings) -> None:
+        with ledgers.locked(tree.root) as ledger:
+            reconcile(tree.root, ledger, settings, [NODE])
+
+    turn(narrow)
+    wanted = tree.content()
+
+    def call(root: Root, *arguments: str) -> None:
+        fake_systemd.call(root, *arguments)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(systemd, "call", call)
+        turn([])
+    assert tree.content() != wanted
+    turn(narrow)
+    assert tree.content() == wanted
+    (drifts,) = {entry.drifts for entry in ledgers.peek(tree.root).journal.values()}
+    assert drifts == 0, "nobody else has turned it"
+    assert {entry.note for entry in ledgers.peek(tree.root).journal.values()} == {""}
+
+
 def test_a_node_without_containers_has_nothing_to_narrow_there(tree, views, settle):
     for path in (tree.base / "sys/fs/cgroup/lxc").iterdir():
         path.unlink()
@@ -214,6 +246,40 @@ def test_in_a_partition_the_emulator_lives_on_the_vms_cpus(views):
     inside, outside = (views.host(vm.claim, settings=settings) for settings in (PARTITION, SLICES))
     assert views.wants(emulator.of_vm(vm, inside)) == {"affinity:31,1": "2-3"}
     assert views.wants(emulator.of_vm(vm, outside)) == {"affinity:31,1": "0"}
+
+
+@pytest.fixture
+def partition(tree, fake_systemd) -> str:
+    """The files of VM 100's partition, as the kernel shows them."""
+    scope = tree.scope(100)
+    tree.put(f"{scope}/cpuset.cpus.partition", "member")
+    for group in scope, "sys/fs/cgroup/qemu.slice":
+        tree.put(f"{group}/cpuset.cpus.exclusive", "")
+    return scope
+
+
+@pytest.mark.parametrize("last", ["cpuset.cpus.partition", "cpuset.cpus.exclusive"])
+def test_a_partition_that_was_half_made_leaves_nothing(tree, partition, last):
+    """A pass was killed before it wrote the last file."""
+    before = tree.content()
+    Partition(100).write(tree.root, "2-3")
+    tree.put(f"{partition}/cpuset.cpus.partition", "member")
+    if last == "cpuset.cpus.exclusive":
+        tree.put(f"{partition}/cpuset.cpus.exclusive", "")
+    Partition(100).write(tree.root, "")
+    assert tree.content() == before
+
+
+def test_with_its_vm_a_partitions_cpus_leave_the_groups_above(tree, partition, views):
+    tree.put("run/pxsched/.keep", "")
+    vm, ledger = views.vm(views.claim(100, "2-3")), Ledger()
+    above = "sys/fs/cgroup/qemu.slice/cpuset.cpus.exclusive"
+    reconcile(tree.root, ledger, isolation.of_vm(vm, views.host(vm.claim, settings=PARTITION)), [100])
+    assert tree.get(above) == "2-3"
+    shutil.rmtree(tree.base / partition)
+    reconcile(tree.root, ledger, [], [100])
+    assert tree.get(above) == ""
+    assert not ledger.journal
 
 
 # Real cpusets and real tasks
