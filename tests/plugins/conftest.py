@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,7 @@ class Systemd:
     def __init__(self) -> None:
         self.calls: list[tuple[str, ...]] = []
         self.works = False  # another process, which nobody kills
+        self.kernel: Callable[[str], None] | None = None  # told of a unit's group whose cpuset was written
 
     def call(self, root: Root, *arguments: str) -> None:
         sys.audit("systemd.call")
@@ -137,6 +139,8 @@ class Systemd:
         # Seen with systemd 257: what is configured stays in the cgroup when the property is taken away.
         if value:
             Path(root.path(f"sys/fs/cgroup/{group}/{self.FILES[name]}")).write_text(f"{value}\n")
+        if self.kernel is not None:
+            self.kernel(group)
 
 
 @pytest.fixture
