@@ -198,11 +198,9 @@ program() {
     cp -R hooks "$prefix/share/pxsched/hooks"
     cat >"$prefix/bin/pxsched.new" <<TEXT
 #!$prefix/bin/python -I
-import sys
+from pxsched.cli import entry
 
-from pxsched.cli import main
-
-sys.exit(main())
+entry()
 TEXT
     chmod 755 "$prefix/bin/pxsched.new"
     mv "$prefix/bin/pxsched.new" "$prefix/bin/pxsched"

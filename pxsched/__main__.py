@@ -1,5 +1,3 @@
-import sys
+from pxsched.cli import entry
 
-from pxsched.cli import main
-
-sys.exit(main())
+entry()

@@ -9,17 +9,21 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from pxsched import claims as claiming
 from pxsched import ledger as ledgers
 from pxsched import measuring, settle
-from pxsched.balance import balloon, cpu, samples
+from pxsched.balance import cpu, samples
 from pxsched.guest import schedstat
 from pxsched.guest.schedstat import Wanted
 from pxsched.ledger import Claim, Ledger
 from pxsched.node import Node, Sighting
 from pxsched.reconcile import Report, reconcile
 from pxsched.root import Root
+
+if TYPE_CHECKING:  # most nodes have no guest whose balloon is ours
+    from pxsched.balance import balloon
 
 FILE = "run/pxsched/balance.json"
 BALLOONS = "run/pxsched/balloons.json"  # the balloon knob's own memory
@@ -31,11 +35,10 @@ SAVE_PERIOD_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one pass moved and why. skipped: guests whose memory is left alone, and the reason."""
+    """What one pass moved and why."""
 
     moves: tuple[cpu.Move, ...] = ()
-    balloons: tuple[balloon.BalloonTarget, ...] = ()
-    skipped: Mapping[int, str] = field(default_factory=dict)
+    balloons: "tuple[balloon.BalloonTarget, ...]" = ()
     report: Report = field(default_factory=Report)
 
     @property
@@ -60,7 +63,8 @@ class Balancer:
         document = _load(root)
         self._before = samples.Snapshot.from_json(document.get("samples"))
         self._cpu = cpu.State.from_json(document.get("cpu"))
-        self._memory = balloon.State.from_json(document.get("memory"))
+        self._stored_memory = document.get("memory")
+        self._memory: balloon.State | None = None  # as stored, until somebody asks
         self._last: dict[str, object] = {}
         known = document.get("last")
         if isinstance(known, dict):
@@ -118,7 +122,7 @@ class Balancer:
 
     def _coordinate(
         self, node: Node, ledger: Ledger, sightings: Sequence[Sighting], now_s: float
-    ) -> balloon.Outcome | None:
+    ) -> "balloon.Outcome | None":
         """The memory coordinator's answer; None where there is nobody to ask, or it is too early."""
         if not node.settings.node.balance_memory or now_s - self._memory_s < MEMORY_PERIOD_S:
             return None
@@ -130,14 +134,22 @@ class Balancer:
         if not managed or not self._root.live:
             return None
         self._memory_s = now_s
-        from pxsched.balance import memory
+        excluded = measuring.excluded(ledger, managed)
+        told = any(claim.balloon_mib is not None for claim in ledger.claims.values())
+        if len(excluded) == len(managed) and not told:
+            self._memory = self._stored_memory = None
+            self._last["skipped"] = {str(vmid): reason for vmid, reason in excluded.items()}
+            return None
+        from pxsched.balance import balloon, memory
 
-        guests = measuring.guests(self._root, ledger, managed)
+        guests = measuring.guests(self._root, ledger, managed, excluded)
         host = measuring.host_memory(self._root, node, guests)
         if host is None:
             return None
-        outcome = memory.targets(guests, host, self._memory, node.settings.node, now_s)
+        state = self._memory or balloon.State.from_json(self._stored_memory)
+        outcome = memory.targets(guests, host, state, node.settings.node, now_s)
         self._memory = outcome.state
+        self._last["skipped"] = {str(vmid): reason for vmid, reason in outcome.skipped.items()}
         return outcome
 
     def _apply(
@@ -146,14 +158,14 @@ class Balancer:
         ledger: Ledger,
         sightings: Sequence[Sighting],
         moves: Sequence[cpu.Move],
-        memory: balloon.Outcome | None,
+        memory: "balloon.Outcome | None",
         uses: Mapping[int, samples.Use],
     ) -> Result:
         """Writes the answers into the ledger, and reconciles the VMs they are about."""
         loads = _loads(ledger, uses)
         sizes = _sizes(ledger, memory)
         if not moves and not loads and not sizes:
-            return Result(skipped=memory.skipped if memory else {})
+            return Result()
         touched = {move.vmid for move in moves} | sizes.keys()
         with ledgers.locked(node.root) as held:
             for vmid, load in loads.items():
@@ -165,7 +177,7 @@ class Balancer:
             made = tuple(move for move in moves if _move(held, ledger, node, move))
             if not touched:
                 ledgers.save(node.root, held)
-                return Result(skipped=memory.skipped if memory else {})
+                return Result()
             seen = [
                 sighting
                 for sighting in sightings
@@ -175,14 +187,11 @@ class Balancer:
             ]
             plan = settle.wanted(node, held, seen)
             report = reconcile(node.root, held, plan.settings, {sighting.vmid for sighting in seen})
-        targets = memory.targets if memory else ()
-        return Result(made, targets, memory.skipped if memory else {}, report)
+        return Result(made, memory.targets if memory else (), report)
 
     def _note(self, result: Result, now_s: float) -> None:
         """Keeps what `status` shows, and writes the state down when it is time."""
         self._last["at"] = time.time()
-        if result.skipped:
-            self._last["skipped"] = {str(vmid): reason for vmid, reason in result.skipped.items()}
         if result.lines:
             self._last["acted_at"] = time.time()
             self._last["acted"] = result.lines
@@ -199,7 +208,7 @@ class Balancer:
                 "boot_id": _boot_id(self._root),
                 "samples": self._before.to_json(),
                 "cpu": self._cpu.to_json(),
-                "memory": self._memory.to_json(),
+                "memory": self._memory.to_json() if self._memory else self._stored_memory,
                 "last": self._last,
             },
         )
@@ -231,7 +240,7 @@ def _save(root: Root, document: Mapping[str, object]) -> None:
     path = root.path(FILE)
     try:
         with open(f"{path}.new", "w") as stream:
-            json.dump(document, stream, separators=(",", ":"))
+            stream.write(json.dumps(document, separators=(",", ":")))  # `dump` is not written in C
         os.replace(f"{path}.new", path)
     except OSError:
         pass
@@ -248,7 +257,7 @@ def _boot_id(root: Root) -> str:
     return root.read("proc/sys/kernel/random/boot_id") or ""
 
 
-def _sizes(ledger: Ledger, memory: balloon.Outcome | None) -> dict[int, int | None]:
+def _sizes(ledger: Ledger, memory: "balloon.Outcome | None") -> dict[int, int | None]:
     """The balloon sizes that change in the ledger; None for guests that are no longer ours."""
     if memory is None:
         return {}

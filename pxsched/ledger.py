@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from pxsched.errors import UserError
@@ -176,16 +177,15 @@ def _load(root: Root, *, set_aside: bool) -> Ledger:
         if data is None:
             continue
         try:
-            ledger = _loads(data, _boot_id(root))
+            claims, journal = _loads(data, _boot_id(root))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, UserError) as error:
             aside = f"{file}.damaged"
             if set_aside:
                 _set_aside(root.path(file), root.path(aside))
             warnings.append(f"/{file} is damaged ({str(error)[:80]}), kept as /{aside}")
         else:
-            ledger.warnings = warnings
-            ledger.stored = (dict(ledger.claims), dict(ledger.journal)) if file == FILE else None
-            return ledger
+            stored = (claims, journal) if file == FILE else None
+            return Ledger(dict(claims), dict(journal), warnings, stored)
     return Ledger(warnings=warnings)
 
 
@@ -200,15 +200,17 @@ def _boot_id(root: Root) -> str:
     return root.read("proc/sys/kernel/random/boot_id") or ""
 
 
-def _loads(data: bytes, boot_id: str) -> Ledger:
+@lru_cache(maxsize=1)  # a `watch` reads the same again and again
+def _loads(data: bytes, boot_id: str) -> tuple[dict[int, Claim], dict[str, Entry]]:
+    """Claims and journal; not to be changed."""
     document = json.loads(data)
     if document["schema"] != SCHEMA:
         raise ValueError(f"schema {document['schema']!r} is not {SCHEMA}")
     if document["boot_id"] != boot_id:
-        return Ledger()  # of an earlier boot: every value it speaks of is gone
-    return Ledger(
-        claims={int(vmid): _claim_in(int(vmid), body) for vmid, body in document["claims"].items()},
-        journal={key: _entry_in(body) for key, body in document["journal"].items()},
+        return {}, {}  # of an earlier boot: every value it speaks of is gone
+    return (
+        {int(vmid): _claim_in(int(vmid), body) for vmid, body in document["claims"].items()},
+        {key: _entry_in(body) for key, body in document["journal"].items()},
     )
 
 

@@ -5,19 +5,19 @@ that `balance` works on.
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from pxsched.balance import balloon, cpu, samples
-from pxsched.guest import schedstat
+from pxsched.balance import cpu, samples
 from pxsched.guest.config import Machine
 from pxsched.guest.process import Role
 from pxsched.guest.schedstat import Counters, Wanted
-from pxsched.host import cpulist, pressure
+from pxsched.host import cpulist
 from pxsched.ledger import Claim, Ledger
 from pxsched.node import Node, Sighting
 from pxsched.placement.request import VmClass
 from pxsched.policy import Fair, MemoryMode, Smt
 from pxsched.root import Root
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # most nodes have no guest whose balloon is ours
+    from pxsched.balance import balloon
     from pxsched.guest.balloon import Reading
 
 # All guests are asked for their statistics at once, and together get this long.
@@ -106,17 +106,28 @@ def _allowed(claim: Claim, node: Node) -> frozenset[int] | None:
     return allowed
 
 
-def guests(root: Root, ledger: Ledger, managed: Mapping[int, Sighting]) -> list[balloon.Guest]:
+def excluded(ledger: Ledger, managed: Mapping[int, Sighting]) -> dict[int, str]:
+    """Those of these VMs whose balloons are not ours to move, and why."""
+    reasons = {
+        vmid: _excluded(sighting.machine, ledger.claims[vmid])
+        for vmid, sighting in managed.items()
+        if sighting.machine is not None
+    }
+    return {vmid: reason for vmid, reason in reasons.items() if reason}
+
+
+def guests(
+    root: Root, ledger: Ledger, managed: Mapping[int, Sighting], excluded: Mapping[int, str]
+) -> "list[balloon.Guest]":
     """The guests of these VMs, whose configuration and process are known, and what they say of themselves."""
-    excluded, busy = {}, {}
-    for vmid, sighting in managed.items():
-        assert sighting.machine is not None
-        excluded[vmid] = _excluded(sighting.machine, ledger.claims[vmid])
-        if sighting.machine.lock:
-            busy[vmid] = f"it is locked: {sighting.machine.lock}"
-    answers = _ask(root, [vmid for vmid in managed if not excluded[vmid] and vmid not in busy]) | busy
+    busy = {
+        vmid: f"it is locked: {sighting.machine.lock}"
+        for vmid, sighting in managed.items()
+        if sighting.machine is not None and sighting.machine.lock
+    }
+    answers = _ask(root, [vmid for vmid in managed if vmid not in excluded and vmid not in busy]) | busy
     return [
-        _guest(root, sighting, ledger.claims[vmid], excluded[vmid], answers.get(vmid, ""))
+        _guest(root, sighting, ledger.claims[vmid], excluded.get(vmid, ""), answers.get(vmid, ""))
         for vmid, sighting in managed.items()
     ]
 
@@ -131,7 +142,10 @@ def _ask(root: Root, vmids: list[int]) -> "dict[int, Reading | str]":
 
 def _guest(
     root: Root, sighting: Sighting, claim: Claim, excluded: str, answer: "Reading | str"
-) -> balloon.Guest:
+) -> "balloon.Guest":
+    from pxsched.balance import balloon
+    from pxsched.guest import schedstat
+
     machine, process = sighting.machine, sighting.process
     assert machine is not None and process is not None
     return balloon.Guest(
@@ -150,9 +164,11 @@ def _guest(
     )
 
 
-def _stats(answer: "Reading | str") -> balloon.Stats | None:
+def _stats(answer: "Reading | str") -> "balloon.Stats | None":
     if isinstance(answer, str) or answer.age_s is None:
         return None
+    from pxsched.balance import balloon
+
     return balloon.Stats(
         answer.total_mib, answer.available_mib, answer.swapped_mib, answer.major_faults, answer.age_s
     )
@@ -175,7 +191,10 @@ def _excluded(machine: Machine, claim: Claim) -> str:
     return ""
 
 
-def host_memory(root: Root, node: Node, guests: Iterable[balloon.Guest]) -> balloon.Host | None:
+def host_memory(root: Root, node: Node, guests: "Iterable[balloon.Guest]") -> "balloon.Host | None":
+    from pxsched.balance import balloon
+    from pxsched.host import pressure
+
     found = pressure.host_memory(root)
     if found is None:
         return None

@@ -92,7 +92,12 @@ def config_path(root: Root, vmid: int, source: str = "") -> str | None:
 
 def machine_of(root: Root, vmid: int, source: str = "") -> Machine | None:
     path = config_path(root, vmid, source)
-    text = root.read(path) if path else None
+    return machine_at(root, vmid, path) if path else None
+
+
+def machine_at(root: Root, vmid: int, path: str) -> Machine | None:
+    """The VM that a file describes; None when it cannot be read."""
+    text = root.read(path)
     return None if text is None else config.machine(config.parse(text, name=f"{vmid}.conf"))
 
 

@@ -7,7 +7,6 @@ from pxsched import claims, views
 from pxsched import ledger as ledgers
 from pxsched import node as nodes
 from pxsched.claims import Changes
-from pxsched.guest import process
 from pxsched.ledger import NODE, Claim, Ledger
 from pxsched.node import Node, Sighting
 from pxsched.plugins import registry
@@ -28,17 +27,6 @@ class Pass:
     claims: dict[int, Claim] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     restless: bool = False
-
-
-def vmids(root: Root, ledger: Ledger) -> list[int]:
-    """All VMs worth a look: those with a pid file and those that hold something."""
-    return sorted({*process.running(root), *ledger.claims})
-
-
-def sight_all(root: Root, ledger: Ledger) -> list[Sighting]:
-    """Looks at every VM; a VM that arrives by migration is found through its claim's source."""
-    sources = {vmid: claim.source for vmid, claim in ledger.claims.items()}
-    return [nodes.sight(root, vmid, source=sources.get(vmid, "")) for vmid in vmids(root, ledger)]
 
 
 def settle(node: Node, sightings: Iterable[Sighting], *, everybody: bool) -> Pass:

@@ -16,10 +16,10 @@ from pxsched import settle
 from pxsched.balancing import Balancer, Result
 from pxsched.errors import UserError
 from pxsched.guest.process import RUN_DIR
-from pxsched.ledger import Ledger
 from pxsched.node import Node, Sighting
 from pxsched.root import Root
 from pxsched.settle import Pass
+from pxsched.sightings import Sightings
 
 LOCK = "run/pxsched/tick.lock"
 # While something is expected soon, a single `tick` looks so often, and leaves before the next is due.
@@ -48,10 +48,10 @@ class Session:
         self._environ = environ
         self._balancer = Balancer(root, keep=keep)
         self._node: Node | None = None
+        self._seen = Sightings(root)
         self._sightings: list[Sighting] = []
         self._looked_s = -LOOK_PERIOD_S
         self._running = 0
-        self._ledger: tuple[tuple[int, int, int], Ledger] | None = None
 
     def tick(self) -> Done:
         """One pass. Raises Busy while another is under way, UserError when nothing could be done."""
@@ -60,21 +60,10 @@ class Session:
             node = self._node
             if node is None or not (node.settings.node.balance_cpu or node.settings.node.balance_memory):
                 return Done(settled, None)
-            balanced = self._balancer.run(node, self._peek(), self._sightings)
+            balanced = self._balancer.run(node, ledgers.peek(self._root), self._sightings)
             if not self._balancer.complete:
                 self._looked_s = -LOOK_PERIOD_S
             return Done(settled, balanced)
-
-    def _peek(self) -> Ledger:
-        """The ledger; read again only when its file is another one."""
-        try:
-            found = os.stat(self._root.path(ledgers.FILE))
-        except OSError:
-            return ledgers.peek(self._root)
-        key = (found.st_ino, found.st_mtime_ns, found.st_size)
-        if self._ledger is None or self._ledger[0] != key:
-            self._ledger = key, ledgers.peek(self._root)
-        return self._ledger[1]
 
     def _is_due(self) -> bool:
         return time.monotonic() - self._looked_s >= LOOK_PERIOD_S or self._changed() != self._running
@@ -84,7 +73,7 @@ class Session:
         self._running = self._changed()
         self._looked_s = time.monotonic()
         self._node = node = nodes.open_node(self._root, self._environ)
-        self._sightings = settle.sight_all(self._root, ledgers.peek(self._root))
+        self._sightings = self._seen.look(ledgers.peek(self._root))
         settled = settle.settle(node, self._sightings, everybody=True)
         self._balancer.look(self._sightings)
         _describe_capacity(node)

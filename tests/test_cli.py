@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -320,3 +321,38 @@ def test_names_of_tenants_reach_the_terminal_without_control_characters(run, nod
         assert not set(done.out + done.err) & {"\x1b", "\x07", "\x9b"}
     with contextlib.suppress(KeyError):
         assert json.loads(run("config", "100", "--json").out)["options"]["name"].startswith("a")
+
+
+# tick, as the timer starts it: without loading what parses arguments
+
+
+def test_a_plain_tick_ends_as_any_command_does(node):
+    env = {"PXSCHED_ROOT": str(node)}
+    assert (done := shell("tick", env=env)).returncode == 0, done.stderr
+    assert (done.stdout, done.stderr) == ("", "")
+    (node / "run/pxsched/lock").unlink(missing_ok=True)
+    (node / "run/pxsched/lock").mkdir()
+    done = shell("tick", env=env)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("pxsched: ") and done.stderr.count("\n") == 1
+
+
+def test_a_plain_tick_says_what_it_did_even_into_a_pipe(node):
+    shutil.rmtree(node / "run", ignore_errors=True)
+    with ledgers.locked(Root(str(node))) as ledger:
+        home = frozenset({0})
+        ledger.claims[100] = Claim(Placement(100, VmClass.SHARED, (home,), home, home), State.RUNNING)
+        ledgers.save(Root(str(node)), ledger)
+    assert shell("tick", env={"PXSCHED_ROOT": str(node)}).stdout == "let go of VM 100\n"
+
+
+def test_a_quiet_tick_loads_nothing_heavy(node):
+    words = [sys.executable, "-X", "importtime", "-m", "pxsched", "tick"]
+    env = {**os.environ, "PYTHONPATH": PACKAGE, "PXSCHED_ROOT": str(node)}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=True)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "pxsched.tick" in loaded
+    heavy = {"argparse", "gettext", "shutil", "subprocess", "tempfile", "tomllib", "psutil", "pyroute2"}
+    heavy |= {"pxsched.balance.balloon", "pxsched.balance.memory", "pxsched.guest.qmp", "pxsched.karpenter"}
+    assert not loaded & heavy
+    assert not [name for name in loaded if name.startswith(("pxsched.report", "pxsched.placement.search"))]

@@ -40,14 +40,14 @@ def run_defrag(options: argparse.Namespace) -> int:
     import json
 
     from pxsched import ledger as ledgers
-    from pxsched import settle
     from pxsched.node import open_node
     from pxsched.placement import defrag
+    from pxsched.sightings import Sightings
     from pxsched.simulate import running_vms
 
     node = open_node(options.root)
     ledger = ledgers.peek(options.root)
-    host, running = running_vms(node, ledger, settle.sight_all(options.root, ledger))
+    host, running = running_vms(node, ledger, Sightings(options.root).look(ledger))
     found = defrag.remedies(host, running)
     if options.json:
         print(json.dumps({"schema": 1, "remedies": [defrag.as_json(remedy) for remedy in found]}))

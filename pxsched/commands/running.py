@@ -1,9 +1,13 @@
-"""`hook` and `restore`: the same work as Proxmox's calls and an uninstall do."""
+"""`hook`, `tick`, `watch` and `restore`: the same work as Proxmox's calls, the timer and an uninstall do."""
 
-import argparse
+from typing import TYPE_CHECKING
 
 from pxsched.cli import add
 from pxsched.errors import Exit
+from pxsched.root import Root
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -21,7 +25,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     command.add_argument("--all", action="store_true", required=True, help="of all VMs and of the node")
 
 
-def run_hook(options: argparse.Namespace) -> int:
+def run_hook(options: "argparse.Namespace") -> int:
     import os
 
     from pxsched import hook
@@ -29,18 +33,23 @@ def run_hook(options: argparse.Namespace) -> int:
     return hook.main([options.vm, options.phase], {**os.environ, "PXSCHED_ROOT": options.root.base})
 
 
-def run_tick(options: argparse.Namespace) -> int:
+def run_tick(options: "argparse.Namespace") -> int:
+    return attend(options.root)
+
+
+def attend(root: Root) -> int:
+    """What the timer starts."""
     from pxsched import tick
 
     try:
-        for done in tick.attend(options.root):
+        for done in tick.attend(root):
             tick.report(done)
     except tick.Busy:
         return Exit.DONE  # the other pass does the work
     return Exit.DONE
 
 
-def run_watch(options: argparse.Namespace) -> int:
+def run_watch(options: "argparse.Namespace") -> int:
     from pxsched import tick
 
     tick.watch(options.root, options.period)
@@ -48,13 +57,15 @@ def run_watch(options: argparse.Namespace) -> int:
 
 
 def _period(text: str) -> float:
+    from argparse import ArgumentTypeError
+
     period_s = float(text)
     if not 0.1 <= period_s <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is not from 0.1 to 3600 seconds")
+        raise ArgumentTypeError(f"{text!r} is not from 0.1 to 3600 seconds")
     return period_s
 
 
-def run_restore(options: argparse.Namespace) -> int:
+def run_restore(options: "argparse.Namespace") -> int:
     from pxsched import settle
 
     report = settle.restore_all(options.root)

@@ -7,6 +7,7 @@ always paired with the start time, so that a recycled one is never taken for the
 
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -17,6 +18,7 @@ from pxsched.root import Root
 
 RUN_DIR = "run/qemu-server"
 VMID = re.compile(r"[1-9]\d{2,8}", re.ASCII)
+NAMED_S = 2.0
 _VCPU_NAME = re.compile(r"CPU (\d{1,5})/(?:KVM|TCG)", re.ASCII)
 
 
@@ -83,14 +85,61 @@ def threads(root: Root, process: Process) -> tuple[Thread, ...]:
 
     vhost workers are threads of QEMU since Linux 6.4 (named vhost-PID), kernel threads before.
     """
-    found = []
-    for name in root.list(f"proc/{process.pid}/task"):
-        stat = _stat(root, f"proc/{process.pid}/task/{name}/stat")
-        if stat is not None and name.isdecimal():
-            found.append(_named(int(name), stat, process.pid))
-    if not any(thread.role is Role.VHOST for thread in found) and _kernel(root) < (6, 4):
-        found.extend(_kernel_workers(root, process.pid))
-    return tuple(found) if alive(root, process) else ()
+    return Threads(root, process).read()
+
+
+class Threads:
+    """The threads of one process, to be listed again and again: each is read once.
+
+    A thread is the same while its directory in procfs has the same inode: the kernel forgets that when the
+    thread ends (proc_flush_pid() in fs/proc/base.c), and whoever gets its number gets another inode.
+    """
+
+    def __init__(self, root: Root, process: Process) -> None:
+        self._root = root
+        self._process = process
+        self._known: dict[str, tuple[int, Thread]] = {}  # inode and thread, by the name of its directory
+        self._workers_apart: bool | None = None
+
+    def read(self) -> tuple[Thread, ...]:
+        """All threads, as `threads` describes."""
+        known = {name: self._one(name, inode) for name, inode in sorted(self._inodes().items())}
+        found = [one[1] for one in known.values() if one is not None]
+        # Threads that are all known belong to the process that is.
+        fresh = any(one is not self._known.get(name) for name, one in known.items())
+        if not found or (fresh and not alive(self._root, self._process)):
+            return ()
+        self._known = {name: one for name, one in known.items() if one and self._is_named(one[1])}
+        if not any(thread.role is Role.VHOST for thread in found) and self._has_workers_apart():
+            found.extend(_kernel_workers(self._root, self._process.pid))
+        return tuple(found)
+
+    def _inodes(self) -> dict[str, int]:
+        try:
+            with os.scandir(self._root.path(f"proc/{self._process.pid}/task")) as entries:
+                return {entry.name: entry.inode() for entry in entries if entry.name.isdecimal()}
+        except OSError:
+            return {}
+
+    def _one(self, name: str, inode: int) -> tuple[int, Thread] | None:
+        known = self._known.get(name)
+        if known is not None and known[0] == inode:
+            return known
+        pid = self._process.pid
+        stat = _stat(self._root, f"proc/{pid}/task/{name}/stat")
+        return None if stat is None else (inode, _named(int(name), stat, pid))
+
+    def _is_named(self, thread: Thread) -> bool:
+        """Whether it is old enough to bear its own name, which it gets a moment after it begins."""
+        if not self._root.live:
+            return True
+        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - thread.start_ticks / os.sysconf("SC_CLK_TCK")
+        return age_s >= NAMED_S
+
+    def _has_workers_apart(self) -> bool:
+        if self._workers_apart is None:
+            self._workers_apart = _kernel(self._root) < (6, 4)
+        return self._workers_apart
 
 
 def with_roles(

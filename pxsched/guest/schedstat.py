@@ -15,8 +15,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pxsched.guest.process import Process
-from pxsched.host import cgroup
-from pxsched.host.pressure import average
 from pxsched.root import Root
 
 _OTHER_FILES = 64  # descriptors left for everything else this process opens
@@ -138,6 +136,8 @@ class Reader:
 
 def _cpu_stat(root: Root, vmid: int) -> str:
     """v2 keeps it with everything else, v1 below the cpu controller."""
+    from pxsched.host import cgroup
+
     group = cgroup.scope(vmid)
     unified = f"{cgroup.MOUNT}/{group}/cpu.stat"
     return unified if root.exists(unified) else f"{cgroup.MOUNT}/cpu/{group}/cpu.stat"
@@ -166,6 +166,9 @@ def _allow_files() -> int:
 
 def pressure(root: Root, vmid: int) -> dict[str, float]:
     """Per cent of the last ten seconds in which a VM's scope waited for cpu, memory and io (some)."""
+    from pxsched.host import cgroup
+    from pxsched.host.pressure import average
+
     base = f"{cgroup.MOUNT}/{cgroup.scope(vmid)}"
     found = {}
     for what in ("cpu", "memory", "io"):

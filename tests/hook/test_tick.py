@@ -7,6 +7,7 @@ import pytest
 
 from pxsched import ledger, node, settle
 from pxsched.root import Root
+from pxsched.sightings import Sightings
 
 pytestmark = pytest.mark.skipif(not {0, 1} <= os.sched_getaffinity(0), reason="needs CPUs 0 and 1")
 
@@ -73,11 +74,11 @@ def test_a_pass_that_looked_before_a_hook_came_undoes_nothing(host):
     """The timer looks without the lock; what starts meanwhile is the hook's until the next pass."""
     root = Root(host.sandbox.root)
     host.create(100, cores=2, affinity="1,0")
-    before = settle.sight_all(root, ledger.peek(root))
+    before = Sightings(root).look(ledger.peek(root))
     host.start(100)
     settle.settle(node.open_node(root), before, everybody=True)
     assert host.masks(100) == ["1", "0"]
-    late = settle.sight_all(root, ledger.peek(root))
+    late = Sightings(root).look(ledger.peek(root))
     host.stop(100)
     settle.settle(node.open_node(root), late, everybody=True)
     assert host.leftovers() == []
