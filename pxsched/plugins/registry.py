@@ -8,20 +8,19 @@ from importlib import import_module
 from typing import Any
 
 from pxsched.ledger import State
-from pxsched.placement.request import VmClass
 from pxsched.plugins.view import HostView, Setting, VmView
 from pxsched.policy import Isolation
 
 # Plugin -> whether a VM has anything for it.
-OF_VM: dict[str, Callable[[VmView], Any]] = {
-    "vcpu": lambda vm: vm.threads,
-    "emulator": lambda vm: vm.threads,
-    "memory": lambda vm: True,
-    "interrupts": lambda vm: vm.interrupts,
-    "nic": lambda vm: vm.taps,
-    "isolation": lambda vm: vm.claim.placement.vm_class is VmClass.DEDICATED,
-    "latency": lambda vm: vm.claim.policy.fifo,
-    "balloon": lambda vm: vm.claim.balloon_mib,
+OF_VM: dict[str, Callable[[VmView, HostView], Any]] = {
+    "vcpu": lambda vm, host: vm.threads,
+    "emulator": lambda vm, host: vm.threads,
+    "memory": lambda vm, host: True,
+    "interrupts": lambda vm, host: vm.interrupts,
+    "nic": lambda vm, host: vm.taps,
+    "isolation": lambda vm, host: host.node.isolation is Isolation.PARTITION,
+    "latency": lambda vm, host: vm.claim.policy.fifo,
+    "balloon": lambda vm, host: vm.claim.balloon_mib,
 }
 # Plugin -> whether the node has.
 OF_NODE: dict[str, Callable[[HostView], Any]] = {
@@ -44,7 +43,7 @@ NOTES: dict[str, Callable[[VmView], Any]] = {
 def of_vm(vm: VmView, host: HostView) -> Iterator[Setting]:
     """What every plugin wants for one VM."""
     for name, concerned in OF_VM.items():
-        if concerned(vm):
+        if concerned(vm, host):
             yield from _plugin(name).of_vm(vm, host)
 
 

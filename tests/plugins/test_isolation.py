@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -59,6 +60,27 @@ def test_while_a_vm_starts_its_cpus_are_still_the_hosts(views):
 
 def test_no_slice_is_ever_left_without_cpus(views):
     assert wants(views, views.claim(100, "0-7")) == dict.fromkeys(KEYS, "0")  # housekeeping
+
+
+def test_a_vm_pays_for_isolation_only_where_it_is_on():
+    """The hook runs at every start, and each module takes it time."""
+    script = (
+        "import sys\n"
+        "from pxsched.guest.config import Machine\n"
+        "from pxsched.host.topology import Topology\n"
+        "from pxsched.ledger import Claim, State\n"
+        "from pxsched.placement.request import Placement, VmClass\n"
+        "from pxsched.plugins import registry\n"
+        "from pxsched.plugins.view import HostView, VmView\n"
+        "cpus = frozenset((1,))\n"
+        "claim = Claim(Placement(100, VmClass.DEDICATED, (cpus,), cpus, cpus), State.RUNNING)\n"
+        "host = HostView(Topology({}, (), (), ()), claims={100: claim})\n"
+        "list(registry.of_vm(VmView(claim, Machine()), host))\n"
+        "list(registry.of_node(host))\n"
+        "print(*(name for name in sys.modules if name.endswith('.isolation')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 # The knobs, with a stand-in for systemd
