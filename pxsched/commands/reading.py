@@ -179,11 +179,11 @@ def run_status(options: argparse.Namespace) -> int:
             }
         )
         return Exit.DONE
-    from pxsched.report import devices, text
+    from pxsched.report import devices, knobs, text
 
     for warning in ledger.warnings:
         print(f"warning: {warning}")
-    print(text.status(claims, entries, states))
+    print(text.status(claims, knobs.lines(options.root, entries, states)))
     for claim in claims:
         for line in devices.lines(claim.vmid, devices.document(options.root, claim)):
             print(line)

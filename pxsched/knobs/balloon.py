@@ -36,6 +36,12 @@ class Balloon(Knob):
         start, target_mib = told(root).get(self.vmid, (0, 0))
         return str(target_mib) if start == self.start_ticks else self.original(root)
 
+    def label(self, root: Root) -> str:
+        return f"balloon of VM {self.vmid}"
+
+    def shown(self, value: str) -> str:
+        return f"{int(value)} MiB"
+
     def original(self, root: Root) -> str:
         try:
             return str(balloon.actual_mib(root, self.vmid, patience_s=_PATIENCE_S))

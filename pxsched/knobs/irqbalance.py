@@ -28,6 +28,9 @@ class InterruptBan(Knob):
         _daemon, setup = _setup(root, self.pid, self.start_ticks)
         return BANNED if self.number in setup.irqs else FREE
 
+    def label(self, root: Root) -> str:
+        return f"interrupt {self.number} in irqbalance ({self.pid})"
+
     def write(self, root: Root, value: str) -> None:
         daemon, setup = _setup(root, self.pid, self.start_ticks)
         others = [number for number in setup.irqs if number != self.number]
@@ -45,6 +48,9 @@ class CpuBan(Knob):
 
     def read(self, root: Root) -> str:
         return _setup(root, self.pid, self.start_ticks)[1].cpus
+
+    def label(self, root: Root) -> str:
+        return f"banned CPUs of irqbalance ({self.pid})"
 
     def write(self, root: Root, value: str) -> None:
         irqbalance.ban_cpus(root, _setup(root, self.pid, self.start_ticks)[0], value)

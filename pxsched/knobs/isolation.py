@@ -94,6 +94,10 @@ class _HostCpus(Knob):
         back = loads(want)
         return cpulist.parse(now) == cpulist.parse(want if back is None else back.force)
 
+    def shown(self, value: str) -> str:
+        back = loads(value)
+        return value if back is None else back.force
+
     def _exists(self, root: Root) -> bool:
         return cgroup.exists(root, self.name)
 

@@ -60,6 +60,14 @@ class Knob(ABC):
         """Whether two values mean the same to the kernel."""
         return now == want
 
+    def label(self, root: Root) -> str:
+        """What a person calls it, where the key says it in numbers. Printable characters only."""
+        return self.key
+
+    def shown(self, value: str) -> str:
+        """A value as a person reads it. Raises ValueError for one that is not the knob's."""
+        return value
+
 
 # kind -> module:class; imported when first met, so that the hook loads only what it turns.
 KINDS = {

@@ -12,6 +12,7 @@ from typing import ClassVar
 from pxsched.guest import process
 from pxsched.knobs import file
 from pxsched.knobs.knob import Gone, Knob, Rank
+from pxsched.knobs.thread import name_of
 from pxsched.root import Root
 
 _POLICIES = {
@@ -59,6 +60,9 @@ class Scheduling(Knob):
             os.sched_setscheduler(self.tid, number, os.sched_param(int(priority)))
         except ProcessLookupError:
             raise Gone(self.key) from None
+
+    def label(self, root: Root) -> str:
+        return f"scheduling of {name_of(root, self.tid, self.start_ticks)}"
 
     def _check(self, root: Root) -> None:
         if not root.live:

@@ -10,7 +10,7 @@ from string import ascii_uppercase
 
 from pxsched.host import cpulist
 from pxsched.host.topology import Cpu, Topology
-from pxsched.ledger import NODE, Claim, Entry
+from pxsched.ledger import NODE, Claim
 from pxsched.placement.request import Placement
 
 MOST_BOXES = 64
@@ -35,18 +35,18 @@ def machine(topology: Topology, placements: Iterable[Placement] = (), *, width: 
     return "\n".join(lines)
 
 
-def status(claims: Sequence[Claim], entries: Mapping[str, Entry], now: Mapping[str, str | None]) -> str:
-    """The VMs with a place, and every knob that is turned. now: the knobs' values as just read."""
+def status(claims: Sequence[Claim], knobs: Mapping[int, Sequence[str]]) -> str:
+    """The VMs with a place, and every knob that is turned. knobs: a line for each, by owner."""
     lines: list[str] = []
     for claim in claims:
         process = f", process {claim.process.pid}" if claim.process else ""
         lines.append(f"VM {claim.vmid}: {claim.placement.vm_class}, {claim.state}{process}")
         lines += [f"  {line}" for line in placement(claim.placement)]
-        lines += _knobs(claim.vmid, entries, now)
-    others = {entry.owner for entry in entries.values()} - {claim.vmid for claim in claims}
+        lines += _knobs(knobs.get(claim.vmid, ()))
+    others = knobs.keys() - {claim.vmid for claim in claims}
     for owner in sorted(others):
         lines.append("This node" if owner == NODE else f"VM {owner}, which has no place any more")
-        lines += _knobs(owner, entries, now)
+        lines += _knobs(knobs[owner])
     return "\n".join(lines) if lines else "No VM has a place, and no knob is turned."
 
 
@@ -79,14 +79,11 @@ def size(size_bytes: int) -> str:
     return f"{amount:.1f}".removesuffix(".0") + f" {_UNITS[unit]}"
 
 
-def _knobs(owner: int, entries: Mapping[str, Entry], now: Mapping[str, str | None]) -> Iterator[str]:
+def _knobs(knobs: Sequence[str]) -> Iterator[str]:
     label = "  knobs     "
-    for key, entry in sorted(entries.items()):
-        if entry.owner == owner:
-            drift = f", now {now.get(key) or 'gone'}" if now.get(key) != entry.wanted else ""
-            note = f" ({entry.note})" if entry.note else ""
-            yield f"{label}{key}: was {entry.original or '-'}, wanted {entry.wanted}{drift}{note}"
-            label = " " * len(label)
+    for knob in knobs:
+        yield label + knob
+        label = " " * len(label)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from pxsched import ledger as ledgers
 from pxsched.errors import UserError
 from pxsched.host import topology
 from pxsched.ledger import Claim, Entry, State
 from pxsched.placement.request import Placement, VmClass
-from pxsched.report import text
+from pxsched.report import knobs, text
 from pxsched.root import Root
 
 CORPUS = Path(__file__).parents[2] / "../shared/corpora/topologies"
@@ -96,7 +97,7 @@ def test_a_narrow_terminal_gets_more_rows(machine):
     assert max(len(line) for line in text.machine(machine, width=16).splitlines()[:-1]) <= 16
 
 
-def test_status_tells_places_reasons_and_knobs_with_their_drift():
+def test_status_tells_places_reasons_and_knobs_with_their_drift(tmp_path):
     claim = Claim(placement=placed(100, VmClass.PINNED, {1}, {0}), state=State.RUNNING)
     entries = {
         "affinity:7,1": Entry(100, "vcpu", "0-1", "1", 0),
@@ -104,23 +105,58 @@ def test_status_tells_places_reasons_and_knobs_with_their_drift():
         "governor:0": Entry(0, "governor", "powersave", "performance", 0),
     }
     now = {"affinity:7,1": "1", "affinity:8,1": "0-1", "governor:0": None}
+    write(tmp_path, "proc/7/stat", "7 (CPU 0/KVM) S " + " ".join("1" * 49))
+    write(tmp_path, "proc/7/comm", "CPU 0/KVM")
     assert (
-        text.status([claim], entries, now)
+        text.status([claim], knobs.lines(Root(str(tmp_path)), entries, now))
         == """\
 VM 100: pinned, running
   vCPUs     0 on CPU 1, 1 on CPU 0
   emulator  CPUs 0
   memory    node 0
   why       because
-  knobs     affinity:7,1: was 0-1, wanted 1
-            affinity:8,1: was 0-1, wanted 0, now 0-1 (not allowed)
+  knobs     affinity of CPU 0/KVM (7): was 0-1, wanted 1
+            affinity of thread 8: was 0-1, wanted 0, now 0-1 (not allowed)
 This node
   knobs     governor:0: was powersave, wanted performance, now gone"""
     )
 
 
+@pytest.mark.parametrize(
+    ("key", "entry", "now", "line"),
+    [
+        ("scheduling:7,1", Entry(100, "latency", "other 0", "fifo 5", 0), "fifo 5",
+         "scheduling of C?U (7): was other 0, wanted fifo 5"),
+        ("affinity:7,2", Entry(100, "vcpu", "0-1", "1", 0), None,
+         "affinity of thread 7: was 0-1, wanted 1, now gone"),
+        ("balloon:100,1", Entry(100, "balloon", "2048", "512", 0), "1024",
+         "balloon of VM 100: was 2048 MiB, wanted 512 MiB, now 1024 MiB"),
+        ("slice:user.slice", Entry(0, "isolation", '["","0-7",true,[]]', "0-3", 0), "0-3",
+         "slice:user.slice: was 0-7, wanted 0-3"),
+        ("irqbalance-irq:9,1,60", Entry(100, "interrupts", "free", "banned", 0), "banned",
+         "interrupt 60 in irqbalance (9): was free, wanted banned"),
+        ("memory-nodes:100", Entry(100, "memory", "", "1", 0), "1", "memory-nodes:100: was -, wanted 1"),
+        ("slice:user.slice", Entry(0, "isolation", "[", "0-3", 0), "",
+         "slice:user.slice: was [, wanted 0-3, now -"),
+        ("warp-drive:1", Entry(0, "warp", "1", "9", 0), "9", "warp-drive:1: was 1, wanted 9"),
+    ],
+)  # fmt: skip
+def test_a_knob_is_told_in_words(tmp_path, key, entry, now, line):
+    write(tmp_path, "proc/7/stat", "7 (C\x1bU) S " + " ".join("1" * 49))
+    write(tmp_path, "proc/7/comm", "C\x1bU")
+    assert knobs.lines(Root(str(tmp_path)), {key: entry}, {key: now}) == {entry.owner: [line]}
+
+
+def test_a_knob_that_somebody_else_turned_says_when_last(tmp_path):
+    drifted = ledgers.now_ns() - 12 * 10**9
+    entry = Entry(0, "governor", "powersave", "performance", 0, drifted_ns=drifted, drifts=3)
+    now = {"governor:0": "performance"}
+    ((line,),) = knobs.lines(Root(str(tmp_path)), {"governor:0": entry}, now).values()
+    assert line.endswith("wanted performance, turned by somebody else 3 times, last 12 s ago")
+
+
 def test_status_of_nothing_says_so():
-    assert text.status([], {}, {}) == "No VM has a place, and no knob is turned."
+    assert text.status([], {}) == "No VM has a place, and no knob is turned."
 
 
 @pytest.mark.parametrize(
