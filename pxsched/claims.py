@@ -124,7 +124,7 @@ def update(
     for wish, sighting, policy in wishes:
         # Shared VMs come last: by now everyone has who gets CPUs of his own.
         if taken is None and wish.vm_class is VmClass.SHARED:
-            taken = _dedicated(ledger)
+            taken = ledgers.dedicated(ledger.claims.values())
         try:
             if _claim(node, ledger, wish, sighting, policy, taken or frozenset()):
                 changes.placed.append(wish.vmid)
@@ -264,16 +264,6 @@ def _fits(node: Node, claim: Claim, taken: frozenset[int]) -> bool:
     return placement.cpus <= node.topology.online
 
 
-def _dedicated(ledger: Ledger) -> frozenset[int]:
-    """The CPUs that somebody has to himself."""
-    owned = (
-        claim.placement.cpus
-        for claim in ledger.claims.values()
-        if claim.placement.vm_class is VmClass.DEDICATED
-    )
-    return frozenset().union(*owned)
-
-
 def holding(claim: Claim) -> Holding:
     """What other VMs must respect of a claim."""
     placement = claim.placement
@@ -291,7 +281,7 @@ def holding(claim: Claim) -> Holding:
 
 def displaced(ledger: Ledger) -> list[int]:
     """Shared VMs whose home was dedicated to another VM since."""
-    dedicated = _dedicated(ledger)
+    dedicated = ledgers.dedicated(ledger.claims.values())
     return [
         vmid
         for vmid, claim in ledger.claims.items()

@@ -8,7 +8,7 @@ not know is found out anew from the machines that run.
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
@@ -104,6 +104,12 @@ class Ledger:
             separators=(",", ":"),
             check_circular=False,
         )
+
+
+def dedicated(claims: Iterable[Claim]) -> frozenset[int]:
+    """The CPUs that somebody among these has to himself."""
+    own = (claim.placement.cpus for claim in claims if claim.placement.vm_class is VmClass.DEDICATED)
+    return frozenset().union(*own)
 
 
 def now_ns() -> int:

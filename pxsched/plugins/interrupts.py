@@ -6,13 +6,13 @@ driver, long after the start and again after each guest reboot, so this looks at
 
 from collections.abc import Iterator
 
+from pxsched import ledger as ledgers
 from pxsched.host import cpulist
 from pxsched.host.interrupts import Interrupt
 from pxsched.host.irqbalance import Setup
 from pxsched.knobs.interrupt import DefaultAffinity, InterruptAffinity
 from pxsched.knobs.irqbalance import BANNED, CpuBan, InterruptBan
 from pxsched.ledger import NODE
-from pxsched.placement.request import VmClass
 from pxsched.plugins.view import HostView, Setting, VmView
 
 NAME = "interrupts"
@@ -66,8 +66,10 @@ def bannable(interrupts: tuple[Interrupt, ...], setup: Setup | None) -> Iterator
 
 
 def of_node(host: HostView) -> Iterator[Setting]:
-    """With `device_interrupts`: everything else keeps off CPUs that are dedicated to VMs."""
-    dedicated = _dedicated(host)
+    """With `device_interrupts`: everything else keeps off CPUs that are dedicated to VMs, unless a VM wants
+    nothing to do with interrupts.
+    """
+    dedicated = ledgers.dedicated(claim for claim in host.claims.values() if claim.policy.interrupts)
     others = host.topology.online - dedicated
     if not host.node.device_interrupts or not dedicated or not others:
         return
@@ -99,17 +101,6 @@ def _masks(host: HostView, dedicated: frozenset[int]) -> Iterator[Setting]:
         banned = cpulist.parse_mask(host.originals.get(knob.key, host.irqbalance.setup.cpus)) | dedicated
         if host.topology.online - banned:
             yield Setting(knob, cpulist.format_mask(banned), NODE, NAME)
-
-
-def _dedicated(host: HostView) -> frozenset[int]:
-    """CPUs of dedicated VMs that have interrupts placed at all."""
-    return frozenset().union(
-        *(
-            claim.placement.cpus
-            for claim in host.claims.values()
-            if claim.placement.vm_class is VmClass.DEDICATED and claim.policy.interrupts
-        )
-    )
 
 
 def closer_look(vm: VmView, now_ns: int) -> bool:

@@ -6,6 +6,7 @@ the host once it runs.
 
 from collections.abc import Iterator
 
+from pxsched import ledger as ledgers
 from pxsched.host import cpulist
 from pxsched.knobs.isolation import GROUPS, UNITS, GroupCpus, SliceCpus
 from pxsched.knobs.knob import Knob
@@ -46,8 +47,8 @@ def in_partition(claim: Claim, host: HostView) -> bool:
 
 def _taken(host: HostView) -> frozenset[int]:
     """The CPUs that host tasks have to leave."""
-    own = (claim.placement.cpus for claim in host.claims.values() if _isolated(claim))
-    return frozenset().union(*own) & host.topology.online
+    isolated = filter(_isolated, host.claims.values())
+    return ledgers.dedicated(isolated) & host.topology.online
 
 
 def _isolated(claim: Claim) -> bool:

@@ -11,6 +11,7 @@ pages) or bound by the admin (numaN with hostnodes) stays where it is, and is re
 
 from collections.abc import Iterator
 
+from pxsched import ledger as ledgers
 from pxsched.guest.config import Machine
 from pxsched.host import cpulist
 from pxsched.knobs.thread import ThreadAffinity
@@ -142,11 +143,5 @@ def _allowed_cpus(vm: VmView, host: HostView) -> frozenset[int]:
 def _near(nodes: frozenset[int], vmid: int, host: HostView) -> frozenset[int]:
     """The online CPUs of these nodes that are not dedicated to other VMs."""
     near = frozenset().union(*(node.cpus for node in host.topology.nodes if node.id in nodes))
-    taken = frozenset().union(
-        *(
-            claim.placement.cpus
-            for claim in host.claims.values()
-            if claim.vmid != vmid and claim.placement.vm_class is VmClass.DEDICATED
-        )
-    )
+    taken = ledgers.dedicated(claim for claim in host.claims.values() if claim.vmid != vmid)
     return near - taken
