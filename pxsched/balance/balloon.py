@@ -6,6 +6,7 @@ Sizes are in MiB. The statistics are virtio's (VIRTIO 1.2, 5.5.6.3), as QEMU sho
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pxsched.balance.stored import by_vmid
 from pxsched.policy import Policy
 
 
@@ -67,7 +68,7 @@ class BalloonTarget:
 class Record:
     """What is remembered of one guest. need_mib: its need as smoothed at at_s (CLOCK_MONOTONIC).
 
-    target_mib: what it was last told, None before that; set_s: when, grown_s: when it last got more.
+    target_mib: what it was last told, None before that; set_s: when; change_mib: how much more than it had.
     pace: how well it follows, 1 at first. patience: how much longer than others it may keep what it does not
     use, since it has wanted back before what it gave up.
     """
@@ -80,7 +81,7 @@ class Record:
     target_mib: int | None = None
     set_s: float = 0.0
     pace: float = 1.0
-    grown_s: float = 0.0
+    change_mib: float = 0.0
     patience: float = 1.0
 
 
@@ -106,7 +107,7 @@ class State:
                 one.target_mib,
                 one.set_s,
                 one.pace,
-                one.grown_s,
+                one.change_mib,
                 one.patience,
             ]
             for vmid, one in self.guests.items()
@@ -115,16 +116,11 @@ class State:
     @classmethod
     def from_json(cls, value: object) -> "State":
         """The state again; an empty one where the text is damaged."""
-        if not isinstance(value, dict):
-            return cls()
-        try:
-            return cls({int(vmid): _record(body) for vmid, body in value.items()})
-        except (TypeError, ValueError):
-            return cls()
+        return cls(by_vmid(value, _record))
 
 
 def _record(body: Sequence[float | int | None]) -> Record:
-    start, at_s, need, swapped, faults, target, set_s, pace, grown_s, patience = body
+    start, at_s, need, swapped, faults, target, set_s, pace, change, patience = body
     if start is None or at_s is None or need is None or swapped is None or faults is None:
         raise TypeError("no record")
     told = None if target is None else int(target)
@@ -137,7 +133,7 @@ def _record(body: Sequence[float | int | None]) -> Record:
         told,
         float(set_s or 0.0),
         float(pace or 1.0),
-        float(grown_s or 0.0),
+        float(change or 0.0),
         float(patience or 1.0),
     )
 

@@ -17,6 +17,7 @@ from pxsched.balance.homes import Machine
 from pxsched.balance.plan import Model, Party, Step, best_step
 from pxsched.balance.samples import IDLE, Rate, Use
 from pxsched.balance.sharing import cpus_of, mask_of, shares
+from pxsched.balance.stored import by_vmid
 from pxsched.host import cpulist
 from pxsched.host.topology import Topology
 from pxsched.policy import NodeSettings
@@ -96,12 +97,7 @@ class State:
     @classmethod
     def from_json(cls, value: object) -> "State":
         """The state again; an empty one where the text is damaged."""
-        if not isinstance(value, dict):
-            return cls()
-        try:
-            return cls({int(vmid): _record(body) for vmid, body in value.items()})
-        except (TypeError, ValueError):
-            return cls()
+        return cls(by_vmid(value, _record))
 
 
 def _record(body: Sequence[object]) -> Record:

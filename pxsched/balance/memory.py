@@ -8,7 +8,7 @@ passes is a value.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pxsched.balance.balloon import (
@@ -23,24 +23,22 @@ from pxsched.balance.balloon import (
 )
 from pxsched.policy import NodeSettings, Policy
 
-# How long a fallen need still counts for 37 % of its height, and how old statistics may be.
-FALL_S = 60.0
+# How long a fallen need still counts for 37 % of its height: needs come back within minutes more often than
+# not, and while somebody waits for memory nobody's past need counts.
+FALL_S = 600.0
+# A guest that wants back what it gave up keeps things so many times longer from then on, up to half a day;
+# loads have a daily rhythm, so that is forgiven in a day.
+REGRET, MOST_PATIENCE, FORGIVE_S = 4.0, 64.0, 86400.0
+# How old statistics may be.
 STALE_S = 15.0
-# A guest that wants back what it gave up keeps things three times as long from then on, up to so many times;
-# that is forgiven in this time. What was just given is not taken back at once, unless somebody waits for it.
-MOST_PATIENCE, FORGIVE_S, GRACE_S = 128.0, 4 * 3600.0, 30.0
 # No guest is asked to go below what it uses and this much.
 FLOOR_MIB, FLOOR_PART = 64, 0.03
-# Where between starved (0) and wasteful (1) everyone is put when there is enough for all.
-AIM = 0.85
 # What a guest is first asked to give up in a second; twice as much each time it followed, half when it did
 # not within FOLLOW_S.
 PACE_MIB, PACE_PART, SLOWEST, FASTEST = 24.0, 0.005, 0.125, 8.0
 FOLLOW_S = 30.0
 # So much faster while the host or a starving guest waits for it.
 HURRY = 4.0
-# This part of all guests' memory is kept at hand for whoever starves next.
-READY_PART = 0.05
 # Less than this is not worth a balloon's movement.
 _SMALL_MIB, _SMALL_PART = 16, 0.01
 # A guest that swaps or reads its programs back from disk has too little, whatever it says is available.
@@ -76,11 +74,10 @@ def targets(
 
 def _told(record: Record, told: BalloonTarget, standing: Standing, now_s: float) -> Record:
     """The record after a target. Who wants back what it gave up may keep things longer from now on."""
-    if told.target_mib < standing.guest.actual_mib:
-        return replace(record, target_mib=told.target_mib, set_s=now_s)
-    regrets = record.target_mib is not None and record.set_s > record.grown_s
-    patience = min(MOST_PATIENCE, record.patience * 3) if regrets else record.patience
-    return replace(record, target_mib=told.target_mib, set_s=now_s, grown_s=now_s, patience=patience)
+    change = told.target_mib - standing.guest.actual_mib
+    regrets = record.change_mib < 0 < change
+    patience = min(MOST_PATIENCE, record.patience * REGRET) if regrets else record.patience
+    return replace(record, target_mib=told.target_mib, set_s=now_s, change_mib=change, patience=patience)
 
 
 def _why_not(guest: Guest) -> str:
@@ -112,8 +109,10 @@ def _standing(guest: Guest, stats: Stats, known: Record | None, now_s: float) ->
         # Whatever it says is available, it is not.
         used = max(used, guest.actual_mib - floor)
         need = max(need, used)
-    # What a guest needs beyond all it has cannot be seen: by halves, so that a few passes reach it.
-    unseen = guest.actual_mib / 2 if losing or guest.actual_mib - used < floor / 2 else 0.0
+    # What a guest needs beyond all it has cannot be seen: it is at least what it starves with.
+    unseen = 0.0
+    if losing or guest.actual_mib - used < floor / 2:
+        unseen = bounds(guest.policy, used)[0] - used
     low, high = bounds(guest.policy, used + unseen)
     lasting = bounds(guest.policy, need + unseen)[1]
     least = used + floor
@@ -134,7 +133,7 @@ def _remember(standing: Standing, stats: Stats, known: Record | None, now_s: flo
     """The record with this pass's statistics, and what the guest's obedience says of its pace."""
     start, actual = standing.guest.start, standing.guest.actual_mib
     if known is None:
-        known = Record(start, now_s, standing.need_mib, grown_s=now_s - GRACE_S)
+        known = Record(start, now_s, standing.need_mib)
     pace, target = known.pace, known.target_mib
     if target is not None and actual > target + _small(actual) and now_s - known.set_s > FOLLOW_S:
         # It will not get there; it is no longer asked to, and next time more gently.
@@ -148,7 +147,7 @@ def _remember(standing: Standing, stats: Stats, known: Record | None, now_s: flo
         target,
         known.set_s,
         pace,
-        known.grown_s,
+        known.change_mib,
         1 + (known.patience - 1) * math.exp(-standing.elapsed_s / FORGIVE_S),
     )
 
@@ -181,12 +180,10 @@ def _decide(
         if growth > _small(one.guest.actual_mib) and (one.starving or (poor and growth < headroom)):
             wanting.append((one, growth))
     coming = sum(_coming(one, records[one.guest.vmid]) for one in standings)
-    ready = READY_PART * (host.available_mib + sum(_held(one) for one in standings))
-    missing = sum(growth for _, growth in wanting) + ready - headroom - coming
+    missing = sum(growth for _, growth in wanting) - headroom - coming
     found = []
-    fresh = {vmid for vmid, record in records.items() if now_s - record.grown_s < GRACE_S}
-    for one, size in _givers(standings, sizes, missing, missing > ready, fresh):
-        told = _shrink(one, size, records, now_s, HURRY if missing > ready else 1.0)
+    for one, size in _givers(standings, sizes, missing):
+        told = _shrink(one, size, records, now_s, HURRY if missing > 0 else 1.0)
         found += [told] if told else []
     return [*_grow(wanting, headroom, reserve), *found]
 
@@ -197,27 +194,18 @@ def _coming(one: Standing, record: Record) -> float:
 
 
 def _givers(
-    standings: Sequence[Standing],
-    sizes: Mapping[int, float],
-    missing: float,
-    pressed: bool,
-    fresh: Collection[int],
+    standings: Sequence[Standing], sizes: Mapping[int, float], missing: float
 ) -> list[tuple[Standing, float]]:
     """Who is to shrink, and to what: who wastes in any case; while memory is missing, everyone the same part
-    of what it has beyond its fair size, those above their upper bound first. fresh: who just got more.
+    of what it has beyond its upper bound, and if that is not enough, of what it has beyond its fair size.
     """
     goal = {one.guest.vmid: one.guest.actual_mib for one in standings}
     for one in standings:
-        if one.wasteful and one.guest.vmid not in fresh:
-            goal[one.guest.vmid] = max(sizes[one.guest.vmid], one.lasting_mib)
-            missing -= one.guest.actual_mib - goal[one.guest.vmid]
-    rich = [
-        one
-        for one in standings
-        if one.guest.actual_mib > one.high_mib + 1 and (pressed or one.guest.vmid not in fresh)
-    ]
-    for group in (rich, standings) if pressed else (rich,):
-        spare = {one.guest.vmid: max(0.0, goal[one.guest.vmid] - sizes[one.guest.vmid]) for one in group}
+        if one.wasteful:
+            goal[one.guest.vmid] = one.lasting_mib
+            missing -= one.guest.actual_mib - one.lasting_mib
+    for least in ({one.guest.vmid: one.high_mib for one in standings}, sizes):
+        spare = {vmid: max(0.0, size - least[vmid]) for vmid, size in goal.items()}
         total = sum(spare.values())
         part = min(1.0, max(0.0, missing) / total) if total > 0 else 0.0
         for vmid, excess in spare.items():
@@ -260,16 +248,16 @@ def _mean_shares(standings: Sequence[Standing]) -> float:
 
 
 def _fill(standings: Sequence[Standing], budget: float) -> float:
-    """The highest fill, up to the aim, at which everyone together fits the budget."""
+    """The highest fill, up to the upper bounds, at which everyone together fits the budget."""
     mean = _mean_shares(standings) if standings else 1.0
 
     def total(fill: float) -> float:
         return sum(one.at(fill, mean) for one in standings)
 
-    if total(AIM) <= budget:
-        return AIM
+    if total(1.0) <= budget:
+        return 1.0
     # A guest of few shares reaches its least at -1 x its part of the shares: -64 is beyond everyone.
-    low, high = -64.0, AIM
+    low, high = -64.0, 1.0
     for _ in range(30):
         middle = (low + high) / 2
         low, high = (middle, high) if total(middle) <= budget else (low, middle)

@@ -162,14 +162,19 @@ def test_memory_far_too_large_to_drag_is_not_dragged():
     assert total_moves(host) == 0
 
 
-def test_a_moved_vm_rests_for_its_cooldown():
-    host = Host(machine(), single([1.0] * 8, [0] * 8), settings=NodeSettings(cooldown_s=1000))
+def test_a_moved_vm_rests_for_its_cooldown_and_no_longer():
+    """Only one VM can go out of another's way; as often as it is put back, it has to wait."""
+    stuck = Guest(100, (1.0,), frozenset((0,)))
+    fixed = Guest(200, (1.0,), frozenset((0,)), movable=False)
+    host = Host(machine(cores=2), [stuck, fixed], period_s=5.0, settings=NodeSettings(cooldown_s=60))
     passes(host, 3)
-    moved = {move.vmid for moves in host.moves for move in moves}
-    for vmid in moved:
-        host.guests[vmid] = replace(host.guests[vmid], home=frozenset((0,)))
-    passes(host, 5)
-    assert {move.vmid for moves in host.moves[3:] for move in moves}.isdisjoint(moved)
+    assert total_moves(host) == 1
+    moved = next(number for number, moves in enumerate(host.moves) if moves)
+    host.guests[100] = replace(host.guests[100], home=frozenset((0,)))
+    passes(host, 20)
+    again = next(number for number, moves in enumerate(host.moves) if moves and number > moved)
+    assert 60 <= 5.0 * (again - moved) <= 75
+    assert total_moves(host) == 2
 
 
 def test_no_pass_makes_more_moves_than_the_setting():
