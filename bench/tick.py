@@ -4,35 +4,69 @@
     python3 bench/tick.py [--most 1000] [--threads]
 
 On a generated node (128 CPUs, a file tree with /proc, /sys and /etc/pve): `tick` as a whole process, and the
-passes of `watch`: those that look at everything, once in five seconds, and those that only measure. With
---threads the counters are those of real threads of this process instead, read from the running kernel.
-CPU time, user and system; best of several. Writes tables to the standard output.
+passes of `watch`: those that look at everything, which are all of them at a period of ten seconds, and those
+that only measure, which are nine of ten at a period of one. With --threads, the same passes of `watch` over
+real processes of so many real threads on this machine's CPUs. CPU time, user and system, medians; the first
+passes of a `watch`, which read everything, are left out. Writes tables to the standard output.
 """
 
 import argparse
+import gc
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CHECKOUT))
 
 from pxsched import ledger as ledgers  # noqa: E402
 from pxsched import tick as ticks  # noqa: E402
-from pxsched.balancing import Balancer  # noqa: E402
-from pxsched.guest.process import Process, Role, Thread  # noqa: E402
-from pxsched.node import Sighting, open_node  # noqa: E402
 from pxsched.root import Root  # noqa: E402
 
 VCPUS, CPUS, L3_CPUS, NODES = 8, 128, 16, 2
-# The period for which the cost of a `watch` is given; it looks at everything every LOOK_PERIOD_S.
-PERIOD_S = 1.0
+NUMBERS = (1, 10, 100, 1000)
+# Stands for so many QEMUs: processes with the threads of a VM, all with the parent's command line, which
+# names all pid files; they end when their parent's standard input does.
+HERD = """
+import os, signal, sys, threading
+def name(text):
+    open(f'/proc/self/task/{threading.get_native_id()}/comm', 'w').write(text)
+def vcpu(number):
+    name(f'CPU {number}/KVM')
+    started.release()
+    threading.Event().wait()
+threading.stack_size(64 << 10)
+pid_files = [word for flag, word in zip(sys.argv, sys.argv[1:]) if flag == '-pidfile']
+children = []
+for path in pid_files:
+    ready, go = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(ready)
+        started = threading.Semaphore(0)
+        for number in range(int(sys.argv[1])):
+            threading.Thread(target=vcpu, args=(number,), daemon=True).start()
+        for _ in range(int(sys.argv[1])):
+            started.acquire()
+        os.close(go)
+        signal.pause()
+    os.close(go)
+    os.read(ready, 1)
+    os.close(ready)
+    children.append(child)
+    with open(path, 'w') as stream:
+        stream.write(f'{child}\\n')
+print('ready', flush=True)
+sys.stdin.read()
+for child in children:
+    os.kill(child, signal.SIGKILL)
+"""
 
 
 def write(path, text):
@@ -80,11 +114,17 @@ def stat_line(tid, name):
     return f"{tid} ({name}) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 9 0 {tid} 0 0\n"
 
 
+def configuration(root, vmid):
+    """Written a minute ago: a pass trusts what has been the same for a while."""
+    path = root / f"etc/pve/nodes/bench/qemu-server/{vmid}.conf"
+    write(path, f"cores: {VCPUS}\nmemory: 4096\nname: vm{vmid}\nhookscript: local:snippets/pxsched\n")
+    os.utime(path, (time.time() - 60,) * 2)
+
+
 def virtual_machine(root, vmid):
     pid = pid_of(vmid)
     write(root / f"run/qemu-server/{vmid}.pid", f"{pid}\n")
-    config = f"cores: {VCPUS}\nmemory: 4096\nname: vm{vmid}\nhookscript: local:snippets/pxsched\n"
-    write(root / f"etc/pve/nodes/bench/qemu-server/{vmid}.conf", config)
+    configuration(root, vmid)
     proc = root / f"proc/{pid}"
     command = ["/usr/bin/kvm", "-id", str(vmid), "-pidfile", f"/var/run/qemu-server/{vmid}.pid"]
     write(proc / "cmdline", "\0".join(command) + "\0")
@@ -118,31 +158,57 @@ def age(root, vmids, rng, counters):
             (root / f"proc/{pid_of(vmid)}/task/{tid}/schedstat").write_text(f"{run} {wait} 1\n")
 
 
-def cpu_s():
-    return time.process_time()
-
-
 def tick_process_s(root, runs):
-    """CPU time of `pxsched tick` as a whole process."""
-    best = float("inf")
-    for _ in range(runs):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(CHECKOUT)!r});"
-             "from pxsched.cli import main; sys.exit(main(sys.argv[1:]))", "--root", str(root), "tick"],
-            check=True, stdout=subprocess.DEVNULL,
+    """CPU time of `pxsched tick` as a whole process, by the system's Python."""
+    environ = {**os.environ, "PXSCHED_ROOT": str(root)}
+    start = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); from pxsched.cli import entry; entry()"
+    costs = []
+    for _ in range(runs + 1):
+        child = os.posix_spawn(
+            "/usr/bin/python3", ["python3", "-I", "-c", start, "tick"], environ,
+            file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
         )  # fmt: skip
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return best
+        _, status, used = os.wait4(child, 0)
+        assert status == 0
+        costs.append(used.ru_utime + used.ru_stime)
+    return median(costs[1:])
+
+
+def passes(root, between):
+    """CPU time of a pass of `watch` that looks at everything and writes its state down, and of one that does
+    not; the caches have warmed up. between: called before each pass.
+    """
+    session = ticks.Session(Root(str(root)), {}, keep=True)
+    gc.collect()
+    gc.disable()  # as `watch` does
+    looks, measures = [], []
+    for number in range(16):
+        between()
+        time.sleep(0.05)
+        looking = number % 2 == 0
+        session._looked_s = -ticks.LOOK_PERIOD_S if looking else time.monotonic()
+        session._balancer._saved_s = 0.0 if looking else time.monotonic()
+        begin = time.process_time()
+        session.tick()
+        (looks if looking else measures).append(time.process_time() - begin)
+    return median(looks[4:]), median(measures[4:])
+
+
+def row(number, tick_s, look_s, measure_s):
+    threads = number * VCPUS
+    fast_s = (look_s + (ticks.LOOK_PERIOD_S - 1) * measure_s) / ticks.LOOK_PERIOD_S
+    tick = "" if tick_s is None else f" {tick_s * 1e3:.0f} |"
+    print(
+        f"| {number} | {threads} |{tick} {look_s * 1e3:.1f} | {measure_s * 1e3:.2f} |"
+        f" {fast_s / threads * 1e6:.1f} | {look_s / threads * 1e6:.1f} |",
+        flush=True,
+    )
 
 
 def generated(most):
-    print(
-        "| VMs | vCPU threads | tick, ms | watch: look, ms | watch: measure, ms | per thread and pass, µs |"
-    )
-    print("|---:|---:|---:|---:|---:|---:|")
-    for number in (n for n in (1, 10, 100, 1000) if n <= most):
+    print("| VMs | vCPU threads | tick, ms | look, ms | measure, ms | µs a thread at 1 s | at 10 s |")
+    print("|---:|---:|---:|---:|---:|---:|---:|")
+    for number in (n for n in NUMBERS if n <= most):
         rng, counters = random.Random(1), {}
         with tempfile.TemporaryDirectory() as directory:
             root = Path(directory)
@@ -150,78 +216,42 @@ def generated(most):
             vmids = range(100, 100 + number)
             for vmid in vmids:
                 virtual_machine(root, vmid)
-            first = ticks.Session(Root(directory), {})
-            first.tick()
+            ticks.Session(Root(directory), {}).tick()
             settle_masks(root)
-            tick_s = tick_process_s(root, 5 if number <= 100 else 2)
-            session = ticks.Session(Root(directory), {}, keep=True)
-            looks, measures = [], []
-            for number_of_pass in range(8):
-                age(root, vmids, rng, counters)
-                time.sleep(0.05)
-                looking = number_of_pass % 4 == 0
-                session._looked_s = -ticks.LOOK_PERIOD_S if looking else time.monotonic()
-                begin = cpu_s()
-                session.tick()
-                (looks if looking else measures).append(cpu_s() - begin)
-            look_s, measure_s = min(looks), min(measures[1:])
-            passes = ticks.LOOK_PERIOD_S / PERIOD_S
-            mean_us = (look_s + (passes - 1) * measure_s) / passes / (number * VCPUS) * 1e6
-            print(
-                f"| {number} | {number * VCPUS} | {tick_s * 1e3:.0f} | {look_s * 1e3:.1f} | "
-                f"{measure_s * 1e3:.2f} | {mean_us:.1f} |",
-                flush=True,
-            )
+            tick_s = tick_process_s(root, 20 if number <= 100 else 3)
+            row(number, tick_s, *passes(root, lambda: age(root, vmids, rng, counters)))  # noqa: B023
+
+
+@contextmanager
+def herd(root, vmids):
+    """Real processes for these VMs."""
+    files = [word for vmid in vmids for word in ("-pidfile", str(root / f"run/qemu-server/{vmid}.pid"))]
+    command = ["/usr/bin/python3", "-S", "-c", HERD, str(VCPUS), *files]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        try:
+            assert parent.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            parent.stdin.close()
 
 
 def real_threads(most):
-    """Real threads of this process, dealt out as the vCPUs of so many VMs; a quarter of them is awake."""
-    print("\n| VMs | real threads | measuring pass, ms | per thread and pass, µs |")
-    print("|---:|---:|---:|---:|")
-    end = threading.Event()
-    threading.stack_size(64 << 10)
-    tids, lock = [], threading.Lock()
-
-    def sleeper():
-        with lock:
-            tids.append(threading.get_native_id())
-        while not end.wait(10):
-            pass
-
-    pid = os.getpid()
-    for number in (n for n in (1, 10, 100, 1000) if n <= most):
-        while len(tids) < number * VCPUS:
-            wanted = number * VCPUS - threading.active_count() + 1
-            for _ in range(wanted):
-                threading.Thread(target=sleeper, daemon=True).start()
-            time.sleep(0.2)
+    """Real threads, asleep, on the CPUs that this machine has."""
+    print("\n| VMs | real threads | look, ms | measure, ms | µs a thread at 1 s | at 10 s |")
+    print("|---:|---:|---:|---:|---:|---:|")
+    for number in (n for n in NUMBERS if n <= most):
         with tempfile.TemporaryDirectory() as directory:
-            base = Path(directory)
-            machine(base)
-            os.rename(base / "proc", base / "proc.away")
-            os.symlink("/proc", base / "proc")
-            root = Root(directory)
-            node = open_node(root, {})
-            sightings = []
-            for index in range(number):
-                mine = tids[index * VCPUS : (index + 1) * VCPUS]
-                threads = tuple(Thread(tid, 1, "CPU", Role.VCPU, (vcpu,)) for vcpu, tid in enumerate(mine))
-                sightings.append(Sighting(100 + index, None, Process(pid, 1), threads))
-            os.makedirs(base / "run/pxsched")
-            balancer = Balancer(root, keep=True)
-            balancer.look(sightings)
-            costs = []
-            for _ in range(8):
-                time.sleep(0.05)
-                begin = time.thread_time()
-                balancer.run(node, ledgers.peek(root), sightings)
-                costs.append(time.thread_time() - begin)
-            best = min(costs[2:])
-            print(
-                f"| {number} | {number * VCPUS} | {best * 1e3:.2f} | {best / number / VCPUS * 1e6:.1f} |",
-                flush=True,
-            )
-    end.set()
+            root = Path(directory)
+            for name in ("proc", "sys"):
+                (root / name).symlink_to(f"/{name}")
+            write(root / "etc/hostname", "bench\n")
+            (root / "run/qemu-server").mkdir(parents=True)
+            vmids = range(100, 100 + number)
+            for vmid in vmids:
+                configuration(root, vmid)
+            with herd(root, vmids):
+                time.sleep(2.5)  # threads younger than two seconds may still get another name
+                row(number, None, *passes(root, lambda: None))
 
 
 def main():
@@ -231,7 +261,7 @@ def main():
     parser.add_argument("--most", type=int, default=1000, help="VMs")
     parser.add_argument("--threads", action="store_true", help="measure real threads, too")
     options = parser.parse_args()
-    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs; a watch of {PERIOD_S:g} s\n")
+    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs\n")
     generated(options.most)
     if options.threads:
         real_threads(options.most)

@@ -127,9 +127,10 @@ def _journal(
             if differs and not entry.note and _same(setting.knob, entry.wanted, setting.want):
                 entry = replace(entry, drifted_ns=ledgers.now_ns(), drifts=entry.drifts + 1)
                 drifted.add(key)
-            ledger.journal[key] = replace(
-                entry, owner=setting.owner, plugin=setting.plugin, wanted=setting.want
-            )
+            now_wanted = setting.owner, setting.plugin, setting.want
+            if (entry.owner, entry.plugin, entry.wanted) != now_wanted:
+                entry = replace(entry, owner=setting.owner, plugin=setting.plugin, wanted=setting.want)
+            ledger.journal[key] = entry
         elif differs or disturbed or setting.inherited not in (None, setting.want):
             try:
                 original = setting.inherited or setting.knob.original(root)

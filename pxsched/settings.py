@@ -51,7 +51,8 @@ class Settings:
         profile = self.profile(vmid, tags)
         if profile:
             policy = replace(policy, **self.profiles[profile].overlay)
-        return replace(policy, **self.vms.get(vmid, {}))
+        own = self.vms.get(vmid)
+        return replace(policy, **own) if own else policy
 
     def profile(self, vmid: int, tags: Iterable[str] = ()) -> str | None:
         """The name of the VM's profile: the admin's choice, else the first tag that may choose one."""

@@ -20,7 +20,7 @@ from pxsched.sightings import Sightings
 # Stands for QEMU. Starts a thread ("start NAME"), ends it ("end NAME") or names it ("name TID NAME"), as it
 # is told, and says its id.
 CHILD = """
-import sys, threading
+import os, sys, threading
 ends = {}
 def run(end, said):
     said.append(threading.get_native_id())
@@ -28,18 +28,18 @@ def run(end, said):
 for line in sys.stdin:
     do, *rest = line.rstrip().split(' ', 2 if line.startswith('name') else 1)
     if do == 'end':
-        thread, end = ends.pop(rest[0])
+        tid, end = ends.pop(rest[0])
         end.set()
-        thread.join()
+        while os.path.exists(f'/proc/self/task/{tid}'):
+            pass
         print(0, flush=True)
         continue
     if do == 'start':
         end, said = threading.Event(), []
-        thread = threading.Thread(target=run, args=(end, said), daemon=True)
-        ends[rest[0]] = thread, end
-        thread.start()
+        threading.Thread(target=run, args=(end, said), daemon=True).start()
         while not said:
             pass
+        ends[rest[0]] = said[0], end
         rest.insert(0, said[0])
     open(f'/proc/self/task/{rest[0]}/comm', 'w').write(rest[1])
     print(rest[0], flush=True)

@@ -99,20 +99,25 @@ class Threads:
         self._root = root
         self._process = process
         self._known: dict[str, tuple[int, Thread]] = {}  # inode and thread, by the name of its directory
-        self._workers_apart: bool | None = None
+        self._last: tuple[dict[str, int], tuple[Thread, ...]] = {}, ()  # inodes and answer, once all is known
 
     def read(self) -> tuple[Thread, ...]:
         """All threads, as `threads` describes."""
-        known = {name: self._one(name, inode) for name, inode in sorted(self._inodes().items())}
-        found = [one[1] for one in known.values() if one is not None]
+        inodes = self._inodes()
+        if inodes == self._last[0]:
+            return self._last[1]
+        known = {name: self._one(name, inode) for name, inode in sorted(inodes.items())}
+        found = tuple(one[1] for one in known.values() if one is not None)
         # Threads that are all known belong to the process that is.
         fresh = any(one is not self._known.get(name) for name, one in known.items())
         if not found or (fresh and not alive(self._root, self._process)):
             return ()
         self._known = {name: one for name, one in known.items() if one and self._is_named(one[1])}
-        if not any(thread.role is Role.VHOST for thread in found) and self._has_workers_apart():
-            found.extend(_kernel_workers(self._root, self._process.pid))
-        return tuple(found)
+        if not any(thread.role is Role.VHOST for thread in found) and _kernel(self._root) < (6, 4):
+            return (*found, *_kernel_workers(self._root, self._process.pid))
+        if len(self._known) == len(inodes):
+            self._last = inodes, found
+        return found
 
     def _inodes(self) -> dict[str, int]:
         try:
@@ -136,11 +141,6 @@ class Threads:
         age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - thread.start_ticks / os.sysconf("SC_CLK_TCK")
         return age_s >= NAMED_S
 
-    def _has_workers_apart(self) -> bool:
-        if self._workers_apart is None:
-            self._workers_apart = _kernel(self._root) < (6, 4)
-        return self._workers_apart
-
 
 def with_roles(
     found: Iterable[Thread], vcpus: Mapping[int, tuple[int, ...]], iothreads: Iterable[int]
@@ -163,9 +163,8 @@ def with_roles(
 
 def allowed(root: Root, tid: int) -> frozenset[int] | None:
     """The CPUs a thread may use, by procfs; None when it is gone."""
-    text = root.read(f"proc/{tid}/status") or ""
-    match = re.search(r"^Cpus_allowed_list:\s*(\S+)$", text, re.MULTILINE)
-    return cpulist.parse(match[1]) if match else None
+    _, found, rest = (root.read(f"proc/{tid}/status") or "").rpartition("Cpus_allowed_list:")
+    return cpulist.parse(rest.partition("\n")[0].strip()) if found else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,10 +177,11 @@ def memory_bytes(root: Root, group: str) -> Mapping[int, int] | None:
 
     A few microseconds, where numa_maps of a large process walks all its page tables.
     """
-    text = root.read(f"{path(root, group, 'memory')}/memory.numa_stat")
+    unified = root.read(f"{MOUNT}/{group}/memory.numa_stat")
+    text = unified or root.read(f"{MOUNT}/memory/{group}/memory.numa_stat")
     if text is None:
         return None
-    kinds, unit = (("anon", "shmem"), 1) if version(root) is Version.V2 else (("anon",), PAGE_BYTES)
+    kinds, unit = (("anon", "shmem"), 1) if unified else (("anon",), PAGE_BYTES)
     total: dict[int, int] = {}
     for line in text.splitlines():
         if re.split(r"[ =]", line, maxsplit=1)[0] in kinds:

@@ -6,6 +6,7 @@ Rules: Documentation/admin-guide/kernel-parameters.rst ("cpu lists") and lib/bit
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from pxsched.errors import UserError
 
@@ -31,6 +32,7 @@ def parse_ordered(text: str) -> tuple[int, ...]:
     return tuple(cpus)
 
 
+@lru_cache(maxsize=256)  # a node has few different ones, and a pass meets each thousands of times
 def parse(text: str) -> frozenset[int]:
     """The CPUs of a list as a set. Raises UserError as `parse_ordered` does."""
     return frozenset(parse_ordered(text))
@@ -54,7 +56,12 @@ def _expand(part: str, text: str) -> Iterable[int]:
 
 def format(cpus: Iterable[int]) -> str:
     """Kernel list syntax, ascending: {0, 1, 2, 8} -> "0-2,8"."""
-    return format_ordered(sorted(set(cpus)))
+    return _format(frozenset(cpus))
+
+
+@lru_cache(maxsize=256)
+def _format(cpus: frozenset[int]) -> str:
+    return format_ordered(sorted(cpus))
 
 
 def format_ordered(cpus: Sequence[int]) -> str:

@@ -13,13 +13,14 @@ NAME = "vcpu"
 def of_vm(vm: VmView, host: HostView) -> Iterator[Setting]:
     if not vm.claim.policy.vcpu:
         return
-    places = vm.claim.placement.vcpus
+    places, online = vm.claim.placement.vcpus, host.topology.online
+    vmid, inherited = vm.vmid, vm.claim.inherited or None
     for thread in vm.threads:
         if thread.role is not Role.VCPU:
             continue
         # A vCPU beyond the placement was hot-plugged a moment ago: with the others until it is placed.
         wanted = [places[vcpu] if vcpu < len(places) else vm.claim.placement.cpus for vcpu in thread.vcpus]
-        cpus = frozenset().union(*wanted) & host.topology.online
+        cpus = frozenset().union(*wanted) & online
         if cpus:
             knob = ThreadAffinity(thread.tid, thread.start_ticks)
-            yield Setting(knob, cpulist.format(cpus), vm.vmid, NAME, vm.claim.inherited or None)
+            yield Setting(knob, cpulist.format(cpus), vmid, NAME, inherited)
