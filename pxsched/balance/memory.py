@@ -28,7 +28,7 @@ from pxsched.policy import NodeSettings, Policy
 FALL_S = 600.0
 # A guest that wants back what it gave up keeps things so many times longer from then on, up to half a day;
 # loads have a daily rhythm, so that is forgiven in a day.
-REGRET, MOST_PATIENCE, FORGIVE_S = 4.0, 64.0, 86400.0
+REGRET, MOST_PATIENCE, FORGIVE_S = 8.0, 64.0, 86400.0
 # How old statistics may be.
 STALE_S = 15.0
 # No guest is asked to go below what it uses and this much.
@@ -109,12 +109,8 @@ def _standing(guest: Guest, stats: Stats, known: Record | None, now_s: float) ->
         # Whatever it says is available, it is not.
         used = max(used, guest.actual_mib - floor)
         need = max(need, used)
-    # What a guest needs beyond all it has cannot be seen: it is at least what it starves with.
-    unseen = 0.0
-    if losing or guest.actual_mib - used < floor / 2:
-        unseen = bounds(guest.policy, used)[0] - used
-    low, high = bounds(guest.policy, used + unseen)
-    lasting = bounds(guest.policy, need + unseen)[1]
+    low, high = bounds(guest.policy, used)
+    lasting = bounds(guest.policy, need)[1]
     least = used + floor
     low, high, lasting, least = (
         min(guest.maximum_mib, max(guest.minimum_mib, size)) for size in (low, high, lasting, least)

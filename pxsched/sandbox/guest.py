@@ -57,6 +57,10 @@ class Guest:
         """Have a Linux guest keep that much memory in use."""
         self.tell(f"mem {memory_mib}")
 
+    def balloon(self, *, driven: bool) -> None:
+        """Take the driver from a Linux guest's balloon, or give it back."""
+        self.tell(f"balloon {'on' if driven else 'off'}")
+
     def state(self) -> dict[str, str]:
         """What a Linux guest says of itself: cpus, memtotal_kib, memfree_kib, memavailable_kib."""
         return dict(re.findall(r"(\w+)=(\S+)", self.tell("state")))

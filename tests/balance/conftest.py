@@ -98,8 +98,11 @@ class Host:
         )
 
 
-@pytest.fixture
-def host():
+def new_host():
     with Sandbox(accelerator=Accelerator.TCG, most_vcpus=8) as sandbox:
         sandbox.snippet("pxsched", CHECKOUT / "hooks/pxsched")
         yield Host(sandbox)
+
+
+host = pytest.fixture(new_host, name="host")
+shared_host = pytest.fixture(new_host, name="shared_host", scope="module")
