@@ -169,7 +169,7 @@ def main():
     parser.add_argument("--guests", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--part", choices=PARTS, default="reporting")
-    parser.add_argument("--least", action="store_true", help="only the least possible traffic (needs OR-Tools)")
+    parser.add_argument("--least", action="store_true", help="only the least traffic there can be (OR-Tools)")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     parity, days = PARTS[options.part]
@@ -195,7 +195,8 @@ def main():
             machine = f"{capacity / 1024:.0f} GiB for {sizes / 1024:.0f}"
             if options.least:
                 least = least_traffic_gib(loads, guests, capacity - reserve, options.hours)
-                print(f"| {name} | {machine} | with foresight | 0 | | | {least or 0:.0f} | 0 | 0 |", flush=True)
+                told = "none" if least is None else f"{least:.0f}"
+                print(f"| {name} | {machine} | with foresight | 0 | | | {told} | 0 | 0 |", flush=True)
                 continue
             for rule in RULES:
                 tally = run(rule, guests, capacity, reserve, options.hours)
