@@ -31,6 +31,8 @@ FALL_S = 600.0
 REGRET, MOST_PATIENCE, FORGIVE_S = 8.0, 64.0, 86400.0
 # How old statistics may be.
 STALE_S = 15.0
+# What firmware and kernel keep, at most: what is missing beyond that is a balloon that moves just now.
+KEPT_MIB, KEPT_PART = 64, 1 / 16
 # No guest is asked to go below what it uses and this much.
 FLOOR_MIB, FLOOR_PART = 64, 0.03
 # What a guest is first asked to give up in a second; twice as much each time it followed, half when it did
@@ -95,7 +97,7 @@ def _why_not(guest: Guest) -> str:
 def _standing(guest: Guest, stats: Stats, known: Record | None, now_s: float) -> Standing:
     # A balloon lowers the guest's total; what firmware and kernel keep for themselves is used as well.
     total = min(stats.total_mib, guest.actual_mib)
-    kept = min(max(0.0, guest.actual_mib - stats.total_mib), guest.maximum_mib / 16)
+    kept = min(max(0.0, guest.actual_mib - stats.total_mib), max(KEPT_MIB, KEPT_PART * guest.maximum_mib))
     used = max(0.0, total - stats.available_mib) + kept
     need, elapsed, losing = used, 10.0, False
     if known is not None and now_s > known.at_s:

@@ -73,6 +73,13 @@ def test_a_starving_guest_gets_all_it_needs_in_one_pass():
     assert "starves" in target.why
 
 
+def test_what_its_kernel_keeps_is_used_memory():
+    # A guest of 160 MiB whose own total is 114, of which 10 are available.
+    starving = seen(actual=160, low=160, high=384, stats=Stats(114, 10), policy=Policy(starved_mib=24))
+    (target,) = decide([starving]).targets
+    assert target.target_mib - 150 >= 24
+
+
 def test_a_guest_within_its_bounds_is_left_alone():
     assert told(decide([seen(actual=1024, used=1024 - 250)])) == {}
 

@@ -1,7 +1,8 @@
 """The periodic pass as systemd runs it: three minutes of it stand for half an hour of the usual period."""
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -109,24 +110,57 @@ def test_a_crowded_guest_is_moved_to_where_there_is_room(node: Node, timer: Prod
     assert after < before * 0.75, "one of them still has the third guest for a neighbour"
 
 
-def test_memory_moves_to_the_guest_that_needs_it_and_back(node: Node, timer: Product) -> None:
-    timer.configure("[node]\nbalance_cpu = false\n[defaults]\nstarved_mib = 24\nwasteful_mib = 64\n")
-    guest = node.linux_guest(101, memory=384, balloon=160, shares=0, hookscript=HOOK)
-    node.qm("start", "101").check()
-    guest.wait_ready()
+def test_weights_one_two_four_get_one_two_four(node: Node, timer: Product) -> None:
+    timer.configure('[defaults]\ncpus = "9"\n')
+    weights = {100: 100, 101: 200, 102: 400}
+    for vmid, weight in weights.items():
+        guest = node.rom_guest(vmid, cores=1, burning=1, cpuunits=weight, hookscript=HOOK)
+        node.qm("start", str(vmid)).check()
+        guest.wait_started(1)
+    start_timer(node)
+    before = {vmid: waited(node, vmid)[0] for vmid in weights}
+    node.shell("sleep 30")
+    got = [(waited(node, vmid)[0] - before[vmid]) / weight for vmid, weight in weights.items()]
+    assert max(got) < 1.05 * min(got)
+
+
+def actual_mib(node: Node, vmid: int) -> int:
+    """The memory that a guest's balloon leaves it, by QEMU."""
+    answer: int = json.loads(node.qm("qmp", str(vmid), "query-balloon").check().out)["actual"]
+    return answer >> 20
+
+
+def fill(guest: LinuxGuest, *, leaving_mib: int) -> None:
+    """The guest writes to nearly all the memory it has."""
+    said = re.search(r"MemAvailable: *(\d+)", guest.tell("/bin/busybox cat /proc/meminfo"))
+    assert said
+    guest.tell(f"memory {int(said[1]) // 1024 - leaving_mib}", timeout_s=120)
+
+
+def test_memory_moves_between_guests(node: Node, timer: Product) -> None:
+    bounds = "[defaults]\nstarved_mib = 24\nwasteful_mib = 64\n"
+    timer.configure(f"[node]\nbalance_cpu = false\n{bounds}")
+    guests = {vmid: node.linux_guest(vmid, memory=384, balloon=160, shares=0, hookscript=HOOK)
+              for vmid in (101, 102)}  # fmt: skip
+    for vmid, guest in guests.items():
+        node.qm("start", str(vmid)).check()
+        guest.wait_ready()
     start_timer(node)
 
-    def actual() -> int:
-        return int(node.qm("qmp", "101", "query-balloon").check().out.split(":")[1].strip(" }\n")) >> 20
+    def wait(vmid: int, holds: Callable[[int], bool], what: str) -> None:
+        poll(lambda: holds(actual_mib(node, vmid)), f"VM {vmid}: {what}", deadline_s=200, interval_s=3)
 
-    poll(lambda: actual() <= 165, "what it does not use is taken", deadline_s=240, interval_s=3)
-    fill(guest, 60)
-    poll(lambda: actual() >= 175, "a guest that uses more gets more", deadline_s=240, interval_s=3)
-    guest.tell("free")
-    # The host runs short: everybody gives what is not used.
-    timer.configure("[node]\nbalance_cpu = false\nreserved_mib = 8192\n"
-                    "[defaults]\nstarved_mib = 24\nwasteful_mib = 64\n")  # fmt: skip
-    poll(lambda: actual() <= 165, "what it no longer uses is taken", deadline_s=300, interval_s=3)
+    for vmid in guests:
+        wait(vmid, lambda mib: mib <= 165, "what it does not use is taken")
+    fill(guests[101], leaving_mib=12)
+    wait(101, lambda mib: mib >= 180, "a guest that uses more gets more")
+    assert actual_mib(node, 102) <= 165
+    # The first needs it no longer, the second does, and the host has nothing to give.
+    timer.configure(f"[node]\nbalance_cpu = false\nreserved_mib = 8192\n{bounds}")
+    guests[101].tell("free")
+    fill(guests[102], leaving_mib=12)
+    wait(102, lambda mib: mib >= 180, "a guest that uses more gets more")
+    wait(101, lambda mib: mib <= 165, "what it no longer uses is taken")
 
 
 def test_the_service_turns_everything_that_the_hook_turns(
@@ -144,10 +178,6 @@ def test_the_service_turns_everything_that_the_hook_turns(
     node.gone(100)
     node.run("systemctl", "start", "pxsched.service").check()
     assert timer.turned() == untouched
-
-
-def fill(guest: LinuxGuest, mib: int) -> None:
-    guest.tell(f"memory {mib}", timeout_s=120)
 
 
 def test_the_service_may_do_its_work_and_nothing_else(node: Node, timer: Product) -> None:
