@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from pxsched.cli import add
+from pxsched.arguments import add
 from pxsched.errors import Exit, UserError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from pxsched import ledger as ledgers
 from pxsched import node as nodes
 from pxsched import planning
-from pxsched.cli import add, print_json, vmid
+from pxsched.arguments import add, print_json, vmid
 from pxsched.errors import Exit, UserError
 from pxsched.guest import config
 from pxsched.guest.process import VMID

@@ -5,7 +5,7 @@ import os
 
 from pxsched import ledger as ledgers
 from pxsched import planning
-from pxsched.cli import add
+from pxsched.arguments import add
 from pxsched.errors import Exit, UserError
 from pxsched.host import topology
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from pxsched.cli import add
+from pxsched.arguments import add
 from pxsched.errors import Exit
 from pxsched.root import Root
 

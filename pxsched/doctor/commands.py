@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from pxsched.cli import add
+from pxsched.arguments import add
 from pxsched.doctor import bundle, host, vms
 from pxsched.doctor.finding import Finding, Level, Subject
 from pxsched.errors import Exit, UserError

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 
 from pxsched import settings as settings_module
-from pxsched.cli import add
+from pxsched.arguments import add
 from pxsched.errors import Exit
 from pxsched.host import topology
 from pxsched.karpenter import capacity, document, keep

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable
 
 from pxsched import chain
-from pxsched.cli import add
+from pxsched.arguments import add
 from pxsched.errors import Exit, UserError
 from pxsched.optin import rules
 from pxsched.optin.apply import apply

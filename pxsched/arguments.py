@@ -1,0 +1,53 @@
+"""What the commands of all areas have in common: how one is added, its VMIDs, its JSON."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: "Callable[[argparse.Namespace], int]",
+    help: str,
+    *,
+    example: str,
+    description: str = "",
+    reads: bool = False,
+) -> "argparse.ArgumentParser":
+    """Adds one command. example: one or more lines. description: where more is to be said than the help does.
+    reads: it takes --json.
+    """
+    from argparse import RawDescriptionHelpFormatter
+
+    command = commands.add_parser(
+        name,
+        help=help,
+        description=description or help[:1].upper() + help[1:] + ".",
+        epilog="\n  ".join(["example:" if "\n" not in example else "examples:", *example.splitlines()]),
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    if reads:
+        command.add_argument("--json", action="store_true", help="print JSON")
+    return command
+
+
+def vmid(text: str) -> int:
+    """An argument that is a VMID."""
+    from argparse import ArgumentTypeError
+
+    from pxsched.guest.process import VMID
+
+    if not VMID.fullmatch(text):
+        raise ArgumentTypeError(f"{text!r} is no VMID")
+    return int(text)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One JSON object, with the schema every one of ours has; in ASCII, whatever tenants wrote."""
+    import json
+
+    print(json.dumps({"schema": 1, **document}))
