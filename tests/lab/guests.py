@@ -128,7 +128,7 @@ class LinuxGuest:
     def tell(self, line: str, *, timeout_s: float = 60) -> str:
         return self.node.run("qm", "tell", str(self.vmid), line, timeout_s=timeout_s).check().out
 
-    def wait_ready(self, *, tries: int = 5) -> None:
+    def wait_ready(self, *, tries: int = 4) -> None:
         """Until it answers; reset when it does not (see `inside/qm` for how the emulation hangs a guest)."""
 
         def answers() -> bool:

@@ -137,6 +137,7 @@ def fill(guest: LinuxGuest, *, leaving_mib: int) -> None:
     guest.tell(f"memory {int(said[1]) // 1024 - leaving_mib}", timeout_s=120)
 
 
+@pytest.mark.timeout(1200)  # a guest that hangs is reset
 def test_memory_moves_between_guests(node: Node, timer: Product) -> None:
     bounds = "[defaults]\nstarved_mib = 24\nwasteful_mib = 64\n"
     timer.configure(f"[node]\nbalance_cpu = false\n{bounds}")

@@ -56,6 +56,7 @@ def guest(node: Node, product: Product) -> LinuxGuest:
     return guest
 
 
+@pytest.mark.timeout(1200)  # a guest that hangs is reset
 def test_vectors_are_placed_within_a_tick_of_their_coming(
     node: Node, product: Product, quick_irqbalance: None, guest: LinuxGuest
 ) -> None:
