@@ -81,10 +81,12 @@ def test_a_guest_starts_in_its_scope_with_one_thread_per_vcpu(node: Node) -> Non
     assert set(node.vcpu_masks(100)) == {0, 1, 2, 3}
     assert node.read(f"/proc/{node.pid(100)}/cgroup") == "0::/qemu.slice/100.scope"
     first = guest.rounds(4)
-    rounds = poll(
-        lambda: tuple(now - then for now, then in zip(guest.rounds(4), first, strict=True) if now > then),
-        "every vCPU goes on", deadline_s=30,
-    )  # fmt: skip
+
+    def gained() -> list[int] | None:
+        rounds = [now - then for now, then in zip(guest.rounds(4), first, strict=True)]
+        return rounds if all(rounds) else None
+
+    rounds = poll(gained, "every vCPU goes on", deadline_s=30)
     assert min(rounds[0], rounds[2]) > 3 * max(rounds[1], rounds[3])
 
 
