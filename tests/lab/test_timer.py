@@ -139,7 +139,7 @@ def fill(guest: LinuxGuest, *, leaving_mib: int) -> None:
 
 @pytest.mark.timeout(1200)  # a guest that hangs is reset
 def test_memory_moves_between_guests(node: Node, timer: Product) -> None:
-    bounds = "[defaults]\nstarved_mib = 24\nwasteful_mib = 64\n"
+    bounds = "[defaults]\nstarved_mib = 40\nwasteful_mib = 80\n"
     timer.configure(f"[node]\nbalance_cpu = false\n{bounds}")
     guests = {vmid: node.linux_guest(vmid, memory=384, balloon=160, shares=0, hookscript=HOOK)
               for vmid in (101, 102)}  # fmt: skip
