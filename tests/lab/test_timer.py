@@ -156,12 +156,12 @@ def test_memory_moves_between_guests(node: Node, timer: Product) -> None:
     fill(guests[101], leaving_mib=12)
     wait(101, lambda mib: mib >= 180, "a guest that uses more gets more")
     assert actual_mib(node, 102) <= 165
-    # The first needs it no longer, the second does, and the host has nothing to give.
+    # The first needs it no longer, then the second does, and the host has nothing to give.
     timer.configure(f"[node]\nbalance_cpu = false\nreserved_mib = 8192\n{bounds}")
     guests[101].tell("free")
+    wait(101, lambda mib: mib <= 165, "what it no longer uses is taken")
     fill(guests[102], leaving_mib=12)
     wait(102, lambda mib: mib >= 180, "a guest that uses more gets more")
-    wait(101, lambda mib: mib <= 165, "what it no longer uses is taken")
 
 
 def test_the_service_turns_everything_that_the_hook_turns(
