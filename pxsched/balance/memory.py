@@ -180,10 +180,13 @@ def _decide(
     coming = sum(_coming(one, records[one.guest.vmid]) for one in standings)
     missing = sum(growth for _, growth in wanting) - headroom - coming
     found = []
-    for one, size in _givers(standings, sizes, missing):
+    for one, size in (givers := _givers(standings, sizes, missing)):
         told = _shrink(one, size, records, now_s, HURRY if missing > 0 else 1.0)
         found += [told] if told else []
-    return [*_grow(wanting, headroom, reserve), *found]
+    promised = sum(
+        max(0.0, one.guest.actual_mib - max(size, one.least_mib)) for one, size in givers if not one.losing
+    )
+    return [*_grow(wanting, headroom, min(reserve / 2, coming + promised)), *found]
 
 
 def _coming(one: Standing, record: Record) -> float:
@@ -262,15 +265,15 @@ def _fill(standings: Sequence[Standing], budget: float) -> float:
     return low
 
 
-def _grow(wanting: Sequence[tuple[Standing, float]], headroom: float, reserve: float) -> list[BalloonTarget]:
+def _grow(wanting: Sequence[tuple[Standing, float]], headroom: float, lent: float) -> list[BalloonTarget]:
     """The starving first, all at once; if the host has not enough now, each the same part of what it lacks.
 
-    Half of the host's reserve may go to the starving for the moment it takes the others to shrink.
+    They are lent of the host's reserve what the others are about to give, at most half of it.
     """
     starving = [pair for pair in wanting if pair[0].starving]
     others = [pair for pair in wanting if not pair[0].starving]
     found: list[BalloonTarget] = []
-    left = max(0.0, headroom + reserve / 2)
+    left = max(0.0, headroom + lent)
     for group in (starving, others):
         wanted = sum(growth for _, growth in group)
         part = min(1.0, left / wanted) if wanted > 0 else 0.0

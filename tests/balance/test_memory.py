@@ -85,11 +85,20 @@ def test_a_guest_within_its_bounds_is_left_alone():
 
 
 def test_the_starving_share_what_there_is_when_the_host_is_short():
-    outcome = decide([seen(vmid, actual=512, used=500) for vmid in (100, 101, 102)], available=300.0)
+    outcome = decide([seen(vmid, actual=512, used=500) for vmid in (100, 101, 102)], available=700.0)
     sizes = told(outcome)
     assert len(set(sizes.values())) == 1
-    assert sum(sizes.values()) - 3 * 512 <= 300
+    assert sum(sizes.values()) - 3 * 512 <= 700 - NODE.reserved_mib
     assert sum(sizes.values()) > 3 * 512
+
+
+def test_of_the_hosts_reserve_the_starving_are_lent_what_others_are_about_to_give():
+    starving = seen(actual=512, used=500)
+    assert told(decide([starving], available=300.0)) == {}
+    rich = seen(101, actual=1500, used=200)
+    sizes = told(decide([starving, rich], available=300.0))
+    assert sizes[101] < 1500
+    assert 0 < sizes[100] - 512 <= 300 - NODE.reserved_mib / 2
 
 
 def test_memory_is_taken_in_steps_and_never_below_what_is_used_and_a_floor():
