@@ -3,6 +3,7 @@ that `balance` works on.
 """
 
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from pxsched.balance import cpu, samples
@@ -29,7 +30,7 @@ def wanted(sightings: Iterable[Sighting]) -> Iterable[Wanted]:
         if sighting.process is None:
             continue
         vcpus = [thread for thread in sighting.threads if thread.role is Role.VCPU]
-        vcpus.sort(key=lambda thread: min(thread.vcpus, default=0))
+        vcpus.sort(key=attrgetter("vcpus"))
         limited = sighting.machine is not None and sighting.machine.cpu_limit > 0
         yield Wanted(sighting.vmid, sighting.process, tuple(thread.tid for thread in vcpus), limited)
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pxsched.guest.config import Machine
 from pxsched.ledger import Claim, Ledger, State
 from pxsched.node import Node, Sighting
 from pxsched.placement.request import VmClass
@@ -24,26 +25,27 @@ def vm_views(
     for sighting in sightings:
         claim = ledger.claims.get(sighting.vmid)
         if claim is not None and sighting.machine is not None:
-            view = _vm_view(node.root, claim, sighting)
-            views.append(_with_memory(node.root, view) if looks else view)
+            memory_bytes = _memory_bytes(node.root, claim, sighting.machine) if looks else None
+            views.append(_vm_view(node.root, claim, sighting, memory_bytes))
     return views
 
 
-def _with_memory(root: Root, vm: VmView) -> VmView:
+def _memory_bytes(root: Root, claim: Claim, machine: Machine) -> Mapping[int, int] | None:
     from pxsched.host import memory
 
-    process = vm.claim.process
-    if process is None or vm.claim.policy.memory is MemoryMode.OFF:
-        return vm
-    hugepages = vm.machine.hugepage_mib is not None
-    return replace(vm, memory_bytes=memory.of_vm(root, vm.vmid, process.pid, hugepages=hugepages))
+    if claim.process is None or claim.policy.memory is MemoryMode.OFF:
+        return None
+    hugepages = machine.hugepage_mib is not None
+    return memory.of_vm(root, claim.vmid, claim.process.pid, hugepages=hugepages)
 
 
-def _vm_view(root: Root, claim: Claim, sighting: Sighting) -> VmView:
+def _vm_view(
+    root: Root, claim: Claim, sighting: Sighting, memory_bytes: Mapping[int, int] | None
+) -> VmView:
     machine = sighting.machine
     assert machine is not None
     if sighting.process is None or not (machine.hostpci or machine.nics):
-        return VmView(claim, machine, sighting.threads)
+        return VmView(claim, machine, sighting.threads, memory_bytes=memory_bytes)
     from pxsched.guest import passthrough
     from pxsched.host import interrupts, links
 
@@ -55,6 +57,7 @@ def _vm_view(root: Root, claim: Claim, sighting: Sighting) -> VmView:
         devices,
         interrupts.of_devices(root, devices) if devices and claim.policy.interrupts else (),
         links.taps(root, claim.vmid, machine.nics) if claim.policy.nic else (),
+        memory_bytes,
     )
 
 

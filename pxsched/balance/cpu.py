@@ -90,8 +90,7 @@ class State:
 
     def to_json(self) -> dict[str, object]:
         return {
-            str(vmid): [one.start, [list(rate) for rate in one.rates], one.observed_s, one.moved_s]
-            for vmid, one in self.vms.items()
+            str(vmid): [one.start, one.rates, one.observed_s, one.moved_s] for vmid, one in self.vms.items()
         }
 
     @classmethod
@@ -198,7 +197,7 @@ def _observe(vm: Vm, record: Record | None) -> Record:
             Rate(*(a + new * (b - a) for a, b in zip(old, rate, strict=True)))
             for old, rate in zip(record.rates, now, strict=True)
         )
-    return replace(record, rates=now, observed_s=record.observed_s + use.elapsed_s)
+    return Record(use.start, now, record.observed_s + use.elapsed_s, record.moved_s)
 
 
 def _parties(vm: Vm, record: Record, pool: int, settings: NodeSettings, now_s: float) -> list[Party]:

@@ -59,15 +59,7 @@ class Snapshot:
     vms: Mapping[int, Reading] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
-        return {
-            str(vm.vmid): [
-                vm.start,
-                vm.at_ns,
-                vm.throttled_ns,
-                {str(tid): list(counter) for tid, counter in vm.threads.items()},
-            ]
-            for vm in self.vms.values()
-        }
+        return {str(vm.vmid): [vm.start, vm.at_ns, vm.throttled_ns, vm.threads] for vm in self.vms.values()}
 
     @classmethod
     def from_json(cls, value: object) -> "Snapshot":

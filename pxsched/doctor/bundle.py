@@ -121,9 +121,7 @@ def _links(root: Root) -> Iterator[tuple[str, str]]:
 
 def expand(root: Root, pattern: str) -> list[str]:
     """The files below the root that a pattern of `*`, `[...]` and `{one,other}` means."""
-    return sorted(
-        {name for plain in _alternatives(pattern) for name in _matches(root, "", plain.split("/"))}
-    )
+    return sorted({name for plain in _alternatives(pattern) for name in _matches(root, "", plain.split("/"))})
 
 
 def _alternatives(pattern: str) -> list[str]:

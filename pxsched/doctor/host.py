@@ -153,7 +153,7 @@ def _remote_devices(subject: Subject, vmid: int) -> Iterator[Finding]:
             if node is not None and claim.placement.nodes and node not in claim.placement.nodes:
                 where = cpulist.format(claim.placement.nodes)
                 text = f"VM {vmid} is on node {where}, its device {address} on node {node}"
-                remedy = f"a function on node {where}, or `nodes = \"{node}\"` in [vm.{vmid}]"
+                remedy = f'a function on node {where}, or `nodes = "{node}"` in [vm.{vmid}]'
                 yield Finding(Level.WARN, "passthrough", text, remedy)
 
 

@@ -163,8 +163,8 @@ def with_roles(
 
 def allowed(root: Root, tid: int) -> frozenset[int] | None:
     """The CPUs a thread may use, by procfs; None when it is gone."""
-    _, found, rest = (root.read(f"proc/{tid}/status") or "").rpartition("Cpus_allowed_list:")
-    return cpulist.parse(rest.partition("\n")[0].strip()) if found else None
+    _, found, rest = (root.read_record(f"proc/{tid}/status") or b"").rpartition(b"Cpus_allowed_list:")
+    return cpulist.parse(rest.partition(b"\n")[0].strip().decode()) if found else None
 
 
 @dataclass(frozen=True, slots=True)

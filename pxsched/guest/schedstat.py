@@ -85,7 +85,7 @@ class Reader:
         for tid in vm.tids:
             fd = known.threads.get(tid)
             try:
-                data = _once(self._thread_path(vm, tid)) if fd is None else os.pread(fd, 128, 0)
+                data = self._read_thread(vm, tid) if fd is None else os.pread(fd, 128, 0)
                 run, wait, _slices = data.split()
                 threads[tid] = int(run), int(wait)
             except (OSError, ValueError):
@@ -93,8 +93,8 @@ class Reader:
         throttled = self._throttled_ns(vm, known) if vm.limited else 0
         return Counters(at_ns, threads, throttled)
 
-    def _thread_path(self, vm: Wanted, tid: int) -> str:
-        return self._root.path(f"proc/{vm.process.pid}/task/{tid}/schedstat")
+    def _read_thread(self, vm: Wanted, tid: int) -> bytes:
+        return self._root.read_record(_thread_file(vm, tid)) or b""
 
     def _open_files(self, vm: Wanted) -> _Open:
         known = _Open(vm)
@@ -102,7 +102,9 @@ class Reader:
             return known
         try:
             for tid in vm.tids:
-                known.threads[tid] = os.open(self._thread_path(vm, tid), os.O_RDONLY | os.O_CLOEXEC)
+                known.threads[tid] = os.open(
+                    self._root.path(_thread_file(vm, tid)), os.O_RDONLY | os.O_CLOEXEC
+                )
             if vm.limited:
                 known.cpu_stat = os.open(
                     self._root.path(_cpu_stat(self._root, vm.vmid)), os.O_RDONLY | os.O_CLOEXEC
@@ -143,12 +145,8 @@ def _cpu_stat(root: Root, vmid: int) -> str:
     return unified if root.exists(unified) else f"{cgroup.MOUNT}/cpu/{group}/cpu.stat"
 
 
-def _once(path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 128)
-    finally:
-        os.close(fd)
+def _thread_file(vm: Wanted, tid: int) -> str:
+    return f"proc/{vm.process.pid}/task/{tid}/schedstat"
 
 
 def _allow_files() -> int:

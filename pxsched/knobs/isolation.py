@@ -77,9 +77,7 @@ class _HostCpus(Knob):
             raise OSError(str(error)) from error
 
     def original(self, root: Root) -> str:
-        return Original(
-            self._configured(root), self.read(root), self._bare(root), self._bound(root)
-        ).dumps()
+        return Original(self._configured(root), self.read(root), self._bare(root), self._bound(root)).dumps()
 
     def write(self, root: Root, value: str) -> None:
         if not self._exists(root):

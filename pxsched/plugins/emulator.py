@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pxsched.guest.process import Role
 from pxsched.host import cpulist
 from pxsched.knobs.thread import ThreadAffinity
+from pxsched.ledger import Claim
 from pxsched.plugins.view import HostView, Setting, VmView
 from pxsched.policy import EmulatorPlace, Isolation
 
@@ -14,21 +15,22 @@ NAME = "emulator"
 
 
 def of_vm(vm: VmView, host: HostView) -> Iterator[Setting]:
-    policy, placement = vm.claim.policy, vm.claim.placement
-    places = {
-        EmulatorPlace.OFF: frozenset[int](),
-        EmulatorPlace.HOUSEKEEPING: placement.emulator & host.topology.online,
-        EmulatorPlace.VM: placement.cpus & host.topology.online,
-    }
-    if host.node.isolation is Isolation.PARTITION:
-        from pxsched.plugins import isolation
-
-        if isolation.in_partition(vm.claim, host):
-            places[EmulatorPlace.HOUSEKEEPING] = places[EmulatorPlace.VM]
+    policy = vm.claim.policy
     for thread in vm.threads:
         if thread.role is Role.VCPU:
             continue
-        cpus = places[policy.vhost if thread.role is Role.VHOST else policy.emulator]
-        if cpus:
+        place = policy.vhost if thread.role is Role.VHOST else policy.emulator
+        if cpus := _cpus(place, vm.claim, host):
             knob = ThreadAffinity(thread.tid, thread.start_ticks)
             yield Setting(knob, cpulist.format(cpus), vm.vmid, NAME, vm.claim.inherited or None)
+
+
+def _cpus(place: EmulatorPlace, claim: Claim, host: HostView) -> frozenset[int]:
+    if place is EmulatorPlace.OFF:
+        return frozenset()
+    own = place is EmulatorPlace.VM
+    if not own and host.node.isolation is Isolation.PARTITION:
+        from pxsched.plugins import isolation
+
+        own = isolation.in_partition(claim, host)
+    return (claim.placement.cpus if own else claim.placement.emulator) & host.topology.online

@@ -4,6 +4,7 @@ Each is loaded only where there is something for it to say: the hook runs at eve
 """
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -66,5 +67,6 @@ def restless(vm: VmView, now_ns: int) -> bool:
     return bool(vm.devices) and bool(_plugin("interrupts").closer_look(vm, now_ns))
 
 
+@cache
 def _plugin(name: str) -> Any:
     return import_module(f"pxsched.plugins.{name}")

@@ -9,7 +9,7 @@ Both are pure: everything that had to be read is in the views.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # the hook loads only what a VM has
     from collections.abc import Mapping
@@ -29,11 +29,11 @@ if TYPE_CHECKING:  # the hook loads only what a VM has
 from pxsched.policy import NodeSettings
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """A knob and the value it should have. owner: the VMID it serves, or ledger.NODE.
 
     inherited: the value it would have had without us, where that is not what it has now.
+    A pass makes thousands, which a tuple is quicker at than a dataclass.
     """
 
     knob: Knob

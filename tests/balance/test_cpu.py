@@ -1,6 +1,7 @@
 """CPU fairness, as the product promises it, on a simulated host that runs the balancer's own code."""
 
 import itertools
+import json
 import random
 from dataclasses import replace
 
@@ -338,7 +339,7 @@ def test_moves_are_within_half_more_than_the_least_possible():
 
 def test_the_state_survives_as_text_and_damage_costs_only_a_pass():
     host = passes(Host(machine(), single([1.0] * 4, [0] * 4)), 1)
-    assert cpu.State.from_json(host.state.to_json()) == host.state
+    assert cpu.State.from_json(json.loads(json.dumps(host.state.to_json()))) == host.state
     for damaged in (None, 3, [], {"x": []}, {"100": [1]}, {"100": [1, [["a", 1, 1]], 0.0, None]}):
         assert cpu.State.from_json(damaged) == cpu.State()
 

@@ -391,8 +391,10 @@ def test_a_qemu_that_names_other_processes_threads_gains_nothing(peer):
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 JSON = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.sampled_from(["cpu-index", "thread-id", "return", "error", "event", "x"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["cpu-index", "thread-id", "return", "error", "event", "x"]), inner)
+    ),
     max_leaves=10,
 )
 

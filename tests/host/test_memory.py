@@ -115,5 +115,3 @@ def test_this_machine_and_a_real_process():
         by_node = memory.numa_maps(root.read(f"proc/{process.pid}/numa_maps"))
         process.stdin.close()
     assert 64 << 20 <= sum(by_node.values()) < 256 << 20
-
-
