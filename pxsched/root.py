@@ -51,8 +51,8 @@ class Root:
             os.close(fd)
 
     def read_record(self, relative: str) -> bytes | None:
-        """Up to 16 KiB of a file that the kernel gives at once, such as a task's status, of which a pass reads
-        thousands; None when it cannot be read.
+        """Up to 16 KiB of a file that the kernel gives at once; None when it cannot be read. A pass reads
+        thousands of them, a task's status above all.
         """
         try:
             fd = os.open(f"{self.base}/{relative}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

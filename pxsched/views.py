@@ -39,9 +39,7 @@ def _memory_bytes(root: Root, claim: Claim, machine: Machine) -> Mapping[int, in
     return memory.of_vm(root, claim.vmid, claim.process.pid, hugepages=hugepages)
 
 
-def _vm_view(
-    root: Root, claim: Claim, sighting: Sighting, memory_bytes: Mapping[int, int] | None
-) -> VmView:
+def _vm_view(root: Root, claim: Claim, sighting: Sighting, memory_bytes: Mapping[int, int] | None) -> VmView:
     machine = sighting.machine
     assert machine is not None
     if sighting.process is None or not (machine.hostpci or machine.nics):
