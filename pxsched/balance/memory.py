@@ -25,7 +25,7 @@ from pxsched.policy import NodeSettings, Policy
 
 # How long a fallen need still counts for 37 % of its height: needs come back within minutes more often than
 # not, and while somebody waits for memory nobody's past need counts.
-FALL_S = 600.0
+FALL_S = 1200.0
 # A guest that wants back what it gave up keeps things so many times longer from then on, up to half a day;
 # loads have a daily rhythm, so that is forgiven in a day.
 REGRET, MOST_PATIENCE, FORGIVE_S = 8.0, 64.0, 86400.0
