@@ -117,12 +117,11 @@ def forget(root: Root, vmid: int, what: str = HOOKSCRIPTS) -> None:
             _store(root, document)
 
 
-def _alone(root: Root) -> AbstractContextManager[object]:
+def _alone(root: Root) -> AbstractContextManager[None]:
     """Two commands on this node change the file one after the other."""
-    from filelock import FileLock
+    from pxsched import lock
 
-    os.makedirs(root.path("run/pxsched"), mode=0o700, exist_ok=True)
-    return FileLock(root.path("run/pxsched/chain.lock"), timeout=10)
+    return lock.held(root, "run/pxsched/chain.lock", patience_s=10)
 
 
 def _store(root: Root, document: Mapping[str, Mapping[int, str]]) -> None:

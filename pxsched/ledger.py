@@ -15,6 +15,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
+from pxsched import lock
 from pxsched.errors import UserError
 from pxsched.guest.process import Process
 from pxsched.host import cpulist
@@ -128,21 +129,8 @@ def locked(root: Root, *, patience_s: float = 10.0) -> Iterator[Ledger]:
 
     Raises UserError when the lock is not to be had in time, or /run cannot be written.
     """
-    from filelock import FileLock, Timeout
-
-    directory = root.path(DIR)
-    lock = FileLock(root.path(LOCK))
-    try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        lock.acquire(timeout=patience_s, poll_interval=0.01)
-    except Timeout as error:
-        raise UserError(f"the ledger is locked for more than {patience_s:g} s") from error
-    except OSError as error:
-        raise UserError(f"cannot use {directory}: {error.strerror}") from error
-    try:
+    with lock.held(root, LOCK, patience_s=patience_s):
         yield _load(root, set_aside=True)
-    finally:
-        lock.release()
 
 
 def save(root: Root, ledger: Ledger) -> None:

@@ -8,15 +8,16 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from pxsched import ledger as ledgers
+from pxsched import lock, settle
 from pxsched import node as nodes
-from pxsched import settle
 from pxsched.balancing import Balancer, Result
 from pxsched.errors import UserError
 from pxsched.guest.process import RUN_DIR
+from pxsched.lock import Locked
 from pxsched.node import Node, Sighting
 from pxsched.root import Root
 from pxsched.settle import Pass
@@ -166,17 +167,9 @@ def report(done: Done) -> None:
 
 @contextmanager
 def _alone(root: Root) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    try:
-        os.makedirs(root.path(ledgers.DIR), mode=0o700, exist_ok=True)
-        lock = FileLock(root.path(LOCK))
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise Busy("another pass is under way") from error
-    except OSError as error:
-        raise UserError(f"cannot use {root.path(ledgers.DIR)}: {error.strerror}") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock.held(root, LOCK, patience_s=0))
+        except Locked as error:
+            raise Busy("another pass is under way") from error
         yield
-    finally:
-        lock.release()

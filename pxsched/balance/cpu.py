@@ -101,7 +101,11 @@ class State:
 
 def _record(body: Sequence[object]) -> Record:
     start, rates, observed, moved = body
-    if not isinstance(start, int) or not isinstance(rates, list | tuple) or not isinstance(observed, float | int):
+    if (
+        not isinstance(start, int)
+        or not isinstance(rates, list | tuple)
+        or not isinstance(observed, float | int)
+    ):
         raise TypeError("no record")
     if moved is not None and not isinstance(moved, float | int):
         raise TypeError("no time")

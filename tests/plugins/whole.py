@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 
-import filelock  # noqa: F401 - as the modules below
-
 from pxsched import guest, hook, host, knobs, placement, plugins, settle, tick
 from pxsched import ledger as ledgers
 from pxsched.balance import memory
