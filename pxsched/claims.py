@@ -184,9 +184,8 @@ def _claim(
         holdings = [holding(claim) for claim in ledger.claims.values() if claim.vmid != wish.vmid]
         placement = _place(node, holdings, wish, allocated=sighting.process is not None)
     claim = before or Claim(placement, State.STARTING, since_ns=ledgers.now_ns())
-    ledger.claims[wish.vmid] = replace(
-        claim,
-        placement=placement,
+    ledger.claims[wish.vmid] = Claim(
+        placement,
         state=State.RUNNING if sighting.process else State.STARTING,
         policy=policy,
         process=sighting.process,
@@ -198,6 +197,7 @@ def _claim(
         weight=wish.weight,
         hookscript=sighting.machine.hookscript if sighting.machine else "",
         since_ns=claim.since_ns if claim.process in (None, sighting.process) else ledgers.now_ns(),
+        load=claim.load,
         # Another process has another balloon.
         balloon_mib=claim.balloon_mib if claim.process == sighting.process else None,
     )
@@ -233,8 +233,7 @@ def _inherited(node: Node, ledger: Ledger, claim: Claim, sighting: Sighting) -> 
     steered = ledger.journal.get(ThreadAffinity(starter.pid, starter.start_ticks).key)
     if steered is not None:
         return steered.original  # the same task is starting another VM, too
-    mask = process.allowed(node.root, starter.pid)
-    return cpulist.format(mask) if mask else ""
+    return process.allowed(node.root, starter.pid) or ""
 
 
 def _signature(wish: Request, policy: Policy, offline: frozenset[int]) -> str:

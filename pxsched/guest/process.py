@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
 
-from pxsched.host import cpulist
 from pxsched.root import Root
 
 RUN_DIR = "run/qemu-server"
@@ -161,10 +160,10 @@ def with_roles(
     return tuple(known)
 
 
-def allowed(root: Root, tid: int) -> frozenset[int] | None:
-    """The CPUs a thread may use, by procfs; None when it is gone."""
+def allowed(root: Root, tid: int) -> str | None:
+    """The CPUs a thread may use, as procfs lists them; None when it is gone."""
     _, found, rest = (root.read_record(f"proc/{tid}/status") or b"").rpartition(b"Cpus_allowed_list:")
-    return cpulist.parse(rest.partition(b"\n")[0].strip().decode()) if found else None
+    return rest.partition(b"\n")[0].strip().decode("ascii", "replace") if found else None
 
 
 @dataclass(frozen=True, slots=True)

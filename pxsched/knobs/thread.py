@@ -40,7 +40,7 @@ class ThreadAffinity(Knob):
         cpus = process.allowed(root, self.tid)
         if cpus is None:
             raise Gone(self.key)
-        return cpulist.format(cpus)
+        return cpus
 
     def write(self, root: Root, value: str) -> None:
         if not root.live:

@@ -22,7 +22,6 @@ from typing import Self
 
 from pxsched.errors import UserError
 from pxsched.guest import process
-from pxsched.host import cpulist
 from pxsched.root import Root
 from pxsched.sandbox import boot, lifecycle, node, supervisor
 from pxsched.sandbox.commandline import Accelerator
@@ -140,8 +139,7 @@ class Sandbox:
 
     def mask(self, tid: int) -> str:
         """The CPUs a thread may use, as the kernel says: "0-1"; empty once it is gone."""
-        cpus = process.allowed(Root(self.root), tid)
-        return cpulist.format(cpus or ())
+        return process.allowed(Root(self.root), tid) or ""
 
     def masks(self, vmid: int) -> list[str]:
         """The mask of each vCPU's thread, by vCPU index."""
