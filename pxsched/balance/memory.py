@@ -24,8 +24,9 @@ from pxsched.balance.balloon import (
 from pxsched.policy import NodeSettings, Policy
 
 # How long a fallen need still counts for 37 % of its height: needs come back within minutes more often than
-# not, and while somebody waits for memory nobody's past need counts.
-FALL_S = 1200.0
+# not. While somebody waits for memory nobody's past need counts; where the host has this part of its own to
+# spare, it counts so many times longer.
+FALL_S, ROOM, LEISURE = 600.0, 0.05, 6.0
 # A guest that wants back what it gave up keeps things so many times longer from then on, up to half a day;
 # loads have a daily rhythm, so that is forgiven in a day.
 REGRET, MOST_PATIENCE, FORGIVE_S = 8.0, 64.0, 86400.0
@@ -41,8 +42,8 @@ PACE_MIB, PACE_PART, SLOWEST, FASTEST = 24.0, 0.005, 0.125, 8.0
 FOLLOW_S = 30.0
 # So much faster while the host or a starving guest waits for it.
 HURRY = 4.0
-# Less than this is not worth a balloon's movement.
-_SMALL_MIB, _SMALL_PART = 16, 0.01
+# Less than this is not worth a balloon's movement; for a starving guest, less than the last.
+_SMALL_MIB, _SMALL_PART, _LEAST_MIB = 16, 0.01, 4
 # A guest that swaps or reads its programs back from disk has too little, whatever it says is available.
 _SWAP_MIB_S, _FAULTS_S = 0.25, 100.0
 # With this much of the time lost to memory stalls (full avg10, per cent) the host keeps a twentieth more.
@@ -56,6 +57,9 @@ def targets(
     skipped: dict[int, str] = {}
     standings: dict[int, Standing] = {}
     records: dict[int, Record] = {}
+    reserve = settings.reserved_mib + (_PRESSED_PART * host.total_mib if host.stalled > _PRESSURE else 0.0)
+    room = min(1.0, max(0.0, host.available_mib - reserve) / (ROOM * host.total_mib))
+    fall_s = FALL_S * (1 + (LEISURE - 1) * room)
     for guest in guests:
         known = state.guests.get(guest.vmid)
         known = known if known is not None and known.start == guest.start else None
@@ -65,9 +69,8 @@ def targets(
             if known is not None and not guest.excluded:
                 records[guest.vmid] = known  # left at its last value
             continue
-        standings[guest.vmid] = standing = _standing(guest, guest.stats, known, now_s)
+        standings[guest.vmid] = standing = _standing(guest, guest.stats, known, fall_s, now_s)
         records[guest.vmid] = _remember(standing, guest.stats, known, now_s)
-    reserve = settings.reserved_mib + (_PRESSED_PART * host.total_mib if host.stalled > _PRESSURE else 0.0)
     found = _decide(list(standings.values()), records, host, reserve, settings, now_s)
     for told in found:
         records[told.vmid] = _told(records[told.vmid], told, standings[told.vmid], now_s)
@@ -94,7 +97,7 @@ def _why_not(guest: Guest) -> str:
     return ""
 
 
-def _standing(guest: Guest, stats: Stats, known: Record | None, now_s: float) -> Standing:
+def _standing(guest: Guest, stats: Stats, known: Record | None, fall_s: float, now_s: float) -> Standing:
     # A balloon lowers the guest's total; what firmware and kernel keep for themselves is used as well.
     total = min(stats.total_mib, guest.actual_mib)
     kept = min(max(0.0, guest.actual_mib - stats.total_mib), max(KEPT_MIB, KEPT_PART * guest.maximum_mib))
@@ -102,7 +105,7 @@ def _standing(guest: Guest, stats: Stats, known: Record | None, now_s: float) ->
     need, elapsed, losing = used, 10.0, False
     if known is not None and now_s > known.at_s:
         elapsed = now_s - known.at_s
-        need = max(used, used + (known.need_mib - used) * math.exp(-elapsed / FALL_S / known.patience))
+        need = max(used, used + (known.need_mib - used) * math.exp(-elapsed / fall_s / known.patience))
         swapped = (stats.swapped_mib - known.swapped_mib) / elapsed
         faults = (stats.major_faults - known.major_faults) / elapsed
         losing = swapped > _SWAP_MIB_S or faults > _FAULTS_S
@@ -175,7 +178,8 @@ def _decide(
     for one in standings:
         growth = sizes[one.guest.vmid] - one.guest.actual_mib
         poor = one.slack < mean - spread and one.guest.actual_mib < one.high_mib
-        if growth > _small(one.guest.actual_mib) and (one.starving or (poor and growth < headroom)):
+        least = _LEAST_MIB if one.starving else _small(one.guest.actual_mib)
+        if growth > least and (one.starving or (poor and growth < headroom)):
             wanting.append((one, growth))
     coming = sum(_coming(one, records[one.guest.vmid]) for one in standings)
     missing = sum(growth for _, growth in wanting) - headroom - coming
@@ -279,7 +283,7 @@ def _grow(wanting: Sequence[tuple[Standing, float]], headroom: float, lent: floa
         part = min(1.0, left / wanted) if wanted > 0 else 0.0
         for one, growth in group:
             size = one.guest.actual_mib + growth * part
-            if growth * part >= _SMALL_MIB / 2:
+            if growth * part >= _LEAST_MIB / 2:
                 found.append(BalloonTarget(one.guest.vmid, int(size), _why(one, "gets more")))
         left = max(0.0, min(left - wanted, headroom - wanted))
     return found

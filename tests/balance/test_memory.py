@@ -1,6 +1,7 @@
 """The memory coordinator, as the product promises it, on simulated guests that run its own code."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,12 @@ def test_a_starving_guest_gets_all_it_needs_in_one_pass():
     low, high = bounds(Policy(), target.target_mib)
     assert low <= target.target_mib - 480 <= high
     assert "starves" in target.why
+
+
+def test_a_guest_that_starves_by_little_gets_that_little():
+    outcome = decide([seen(actual=4096, used=3900, high=8192)], available=NODE.reserved_mib + 10.0)
+    assert outcome.standings[100].low_mib == pytest.approx(4105, abs=1)
+    assert told(outcome) == {100: 4106}
 
 
 def test_what_its_kernel_keeps_is_used_memory():
@@ -179,6 +186,19 @@ def test_need_rises_at_once_and_falls_slowly():
     assert risen.standings[100].need_mib == pytest.approx(1700)
 
 
+def test_a_past_need_is_forgotten_sooner_where_the_host_has_little_to_spare():
+    high = decide([seen(actual=2048, used=1500)], now_s=0).state
+    needs = [
+        decide([seen(actual=2048, used=500)], available=available, state=high, now_s=600)
+        .standings[100]
+        .need_mib
+        for available in (512, 800, 1400, 16000)
+    ]
+    assert needs[0] == pytest.approx(500 + 1000 / math.e, abs=5)
+    assert needs[0] < needs[1] < needs[2] == pytest.approx(500 + 1000 * math.exp(-1 / 6), abs=5)
+    assert needs[2] == needs[3]
+
+
 def test_a_past_need_counts_for_nothing_while_somebody_starves():
     before = decide([seen(100, actual=2048, used=1800), seen(101, actual=512, used=200)], now_s=0).state
     now = [seen(100, actual=2048, used=500), seen(101, actual=512, used=500)]
@@ -240,7 +260,7 @@ def test_one_guest_grows_and_frees_again():
     loads = [steps((0, 200), (120, 1400), (600, 200))] + [steady(200)] * 3
     host = run([small(100 + n, load) for n, load in enumerate(loads)], 8192, 5)
     assert host.guests[0].actual_mib - host.guests[0].need_mib > 150
-    for _ in range(300):
+    for _ in range(600):
         host.tick()
     assert host.guests[0].actual_mib < 900
     assert host.tally.starved_minutes < 1  # until it has found out how much that is, a pass at a time
@@ -248,14 +268,14 @@ def test_one_guest_grows_and_frees_again():
 
 
 def test_what_a_guest_wanted_back_it_keeps_longer():
-    load = steps((0, 1400), (60, 200), (3000, 1400), (3060, 200))
+    load = steps((0, 1400), (60, 200), (6000, 1400), (6060, 200))
     host = Host([small(100, load, actual_mib=1800.0)], 8192, Coordinator(NODE))
     sizes = {}
-    while host.now_s < 6000:
+    while host.now_s < 12000:
         host.tick()
         sizes[round(host.now_s)] = host.guests[0].actual_mib
-    assert sizes[2990] < 800
-    assert sizes[6000] > sizes[2990] + 300
+    assert sizes[5990] < 800
+    assert sizes[12000] > sizes[5990] + 300
 
 
 def test_all_grow_under_a_host_limit_and_share_it_fairly():
