@@ -73,6 +73,7 @@ class Claim:
 class Entry:
     """One knob we hold. owner: a VMID, or NODE. since_ns, drifted_ns: boot time of our first turn, and of
     when something else turned it last (None: never); drifts: how often. note: why it is not as wanted.
+    leaving: it is being put back; where a pass was killed meanwhile, it may look as wanted and be so in part.
     """
 
     owner: int
@@ -83,6 +84,7 @@ class Entry:
     drifted_ns: int | None = None
     drifts: int = 0
     note: str = ""
+    leaving: bool = False
 
 
 @dataclass(slots=True)
@@ -316,14 +318,19 @@ def _process_in(body: Any) -> Process | None:
 
 
 def _entry_out(entry: Entry) -> list[Any]:
-    """The fields in the order of `Entry`."""
-    return [
+    """The fields in the order of `Entry`; the last only where it is true."""
+    known = [
         entry.owner, entry.plugin, entry.original, entry.wanted,
         entry.since_ns, entry.drifted_ns, entry.drifts, entry.note,
     ]  # fmt: skip
+    return [*known, True] if entry.leaving else known
 
 
-_ENTRY_TYPES = tuple([int, str, str, str, int, drifted, int, str] for drifted in (int, type(None)))
+_ENTRY_TYPES = tuple(
+    [int, str, str, str, int, drifted, int, str, *leaving]
+    for drifted in (int, type(None))
+    for leaving in ((), (bool,))
+)
 
 
 def _entry_in(body: Any) -> Entry:

@@ -18,10 +18,6 @@ from pxsched.ledger import Entry, Ledger
 from pxsched.plugins.view import Setting
 from pxsched.root import Root
 
-# The note of a knob while it is put back. A pass that is killed meanwhile leaves it: the knob may then look
-# as wanted and be so only in part, as when systemd has forgotten a property that its cgroup still has.
-LEAVING = "is being put back"
-
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -60,7 +56,8 @@ def reconcile(
     values = _read(root, ledger, wanted)
     moving = _moving_cpusets(ledger, stale, wanted, values)
     changed, drifted = _journal(root, ledger, wanted, values, moving)
-    _mark(ledger, stale)
+    for key in stale:
+        ledger.journal[key] = replace(ledger.journal[key], leaving=True)
     ledgers.save(root, ledger)
     _restore(root, ledger, stale, report)
     _apply(root, ledger, [wanted[key] for key in changed], drifted, report)
@@ -96,18 +93,12 @@ def _moving_cpusets(
     return frozenset(restored | applied)
 
 
-def _mark(ledger: Ledger, stale: list[str]) -> None:
-    """Says of the knobs that will be put back that they are; what else is known of them is worth more."""
-    for key in stale:
-        entry = ledger.journal[key]
-        if not entry.note:
-            ledger.journal[key] = replace(entry, note=LEAVING)
-
-
 def _half_left(ledger: Ledger, key: str) -> bool:
-    """Whether a pass was killed while it put the knob back, perhaps in the middle."""
+    """Whether a pass was killed while it put the knob back, perhaps in the middle, as when systemd has
+    forgotten a property that its cgroup still has.
+    """
     entry = ledger.journal.get(key)
-    return entry is not None and entry.note == LEAVING
+    return entry is not None and entry.leaving
 
 
 def _journal(
@@ -124,7 +115,11 @@ def _journal(
         differs = not _same(setting.knob, now, setting.want)
         disturbed = setting.owner in moving and setting.knob.rank is Rank.THREAD
         if entry is not None:
-            if differs and not entry.note and _same(setting.knob, entry.wanted, setting.want):
+            if (
+                differs
+                and not (entry.note or entry.leaving)
+                and _same(setting.knob, entry.wanted, setting.want)
+            ):
                 entry = replace(entry, drifted_ns=ledgers.now_ns(), drifts=entry.drifts + 1)
                 drifted.add(key)
             now_wanted = setting.owner, setting.plugin, setting.want
@@ -200,8 +195,8 @@ def _apply(root: Root, ledger: Ledger, settings: list[Setting], drifted: set[str
                 report.failed.append(f"{key}: the kernel refused {setting.want!r}: {error.strerror}")
             continue
         note = "" if knob.same(after, setting.want) else f"the kernel made it {after}"
-        if entry.note != note:
-            ledger.journal[key] = replace(entry, note=note)
+        if entry.note != note or entry.leaving:
+            ledger.journal[key] = replace(entry, note=note, leaving=False)
         if note and entry.note != note:
             report.failed.append(f"{key}: asked for {setting.want!r}, {note}")
         report.turned.append(Turn(key, setting.plugin, setting.owner, before, after, drifted=key in drifted))
