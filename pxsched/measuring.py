@@ -118,17 +118,20 @@ def excluded(ledger: Ledger, managed: Mapping[int, Sighting]) -> dict[int, str]:
 
 
 def guests(
-    root: Root, ledger: Ledger, managed: Mapping[int, Sighting], excluded: Mapping[int, str]
+    root: Root, ledger: Ledger, managed: Mapping[int, Sighting], reasons: Mapping[int, str]
 ) -> "list[balloon.Guest]":
-    """The guests of these VMs, whose configuration and process are known, and what they say of themselves."""
+    """The guests of these VMs, whose configuration and process are known, and what they say of themselves.
+
+    reasons: what `excluded` gives for them.
+    """
     busy = {
         vmid: f"it is locked: {sighting.machine.lock}"
         for vmid, sighting in managed.items()
         if sighting.machine is not None and sighting.machine.lock
     }
-    answers = _ask(root, [vmid for vmid in managed if vmid not in excluded and vmid not in busy]) | busy
+    answers = _ask(root, [vmid for vmid in managed if vmid not in reasons and vmid not in busy]) | busy
     return [
-        _guest(root, sighting, ledger.claims[vmid], excluded.get(vmid, ""), answers.get(vmid, ""))
+        _guest(root, sighting, ledger.claims[vmid], reasons.get(vmid, ""), answers.get(vmid, ""))
         for vmid, sighting in managed.items()
     ]
 
