@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
+from pxsched import lock
 from pxsched.errors import UserError
 from pxsched.root import Root
 
@@ -119,8 +120,6 @@ def forget(root: Root, vmid: int, what: str = HOOKSCRIPTS) -> None:
 
 def _alone(root: Root) -> AbstractContextManager[None]:
     """Two commands on this node change the file one after the other."""
-    from pxsched import lock
-
     return lock.held(root, "run/pxsched/chain.lock", patience_s=10)
 
 

@@ -132,13 +132,12 @@ def actual_mib(node: Node, vmid: int) -> int:
 
 def fill(guest: LinuxGuest, *, leaving_mib: int) -> None:
     """The guest writes to nearly all the memory it has."""
-    said = re.search(r"MemAvailable: *(\d+)", guest.tell("/bin/busybox cat /proc/meminfo"))
-    assert said
-    guest.tell(f"memory {int(said[1]) // 1024 - leaving_mib}", timeout_s=120)
+    left_mib = available_mib(guest.tell("/bin/busybox cat /proc/meminfo"))
+    guest.tell(f"memory {left_mib - leaving_mib}", timeout_s=120)
 
 
-def available_mib(node: Node) -> int:
-    said = re.search(r"MemAvailable: *(\d+)", node.read("/proc/meminfo"))
+def available_mib(meminfo: str) -> int:
+    said = re.search(r"MemAvailable: *(\d+)", meminfo)
     assert said
     return int(said[1]) // 1024
 
@@ -171,7 +170,8 @@ def test_memory_moves_between_guests(node: Node, timer: Product) -> None:
     # The first needs it no longer, the second does, and the host has nothing to give.
     before = actual_mib(node, 101)
     guests[101].tell("free")
-    reserved_mib = available_mib(node) - sum(untouched_mib(node, vmid) for vmid in guests)
+    untouched = sum(untouched_mib(node, vmid) for vmid in guests)
+    reserved_mib = available_mib(node.read("/proc/meminfo")) - untouched
     timer.configure(f"[node]\nbalance_cpu = false\nreserved_mib = {reserved_mib}\n{bounds}")
     fill(guests[102], leaving_mib=12)
     wait(102, lambda mib: mib >= 180, "a guest that uses more gets more")
