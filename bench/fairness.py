@@ -6,7 +6,7 @@ busiest CPUs' VMs moved to the idlest ones, and none.
 
 TRACES: the directory with planetlab-cpu/. VMs of 1, 2 and 4 vCPUs with recorded loads (a sample every five
 minutes, here every four passes), weights 50, 100 and 200, on 16 CPUs in 4 cache groups; their first homes are
-random. The scheduler is `pxsched.balance.simulate`'s. Writes a table to the standard output.
+random. The scheduler is `bench.models.cpu`'s. Writes a table to the standard output.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pxsched.balance.simulate import Guest, Host, machine
-from pxsched.policy import NodeSettings
+from bench.models.cpu import Guest, Host, machine
+from pxsched.settings.policy import NodeSettings
 
 RULES = ("pxsched", "busiest to idlest", "random", "none")
 SAMPLE_PASSES = 4

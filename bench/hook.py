@@ -75,9 +75,9 @@ def make_node(root: Path) -> None:
 def claims(root: Path) -> None:
     """A ledger with 200 VMs, as many passes would have left it; their process is this one."""
     sys.path.insert(0, str(CHECKOUT))
-    from pxsched import ledger as ledgers
     from pxsched.guest import process
-    from pxsched.ledger import Claim, Entry, State
+    from pxsched.ledger import file as ledgers
+    from pxsched.ledger.file import Claim, Entry, State
     from pxsched.placement.request import Placement, VmClass
     from pxsched.root import Root
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pxsched.balance.simulate_memory import (
+from bench.models.memory import (
     KERNEL_PART,
     Coordinator,
     Guest,
@@ -29,7 +29,7 @@ from pxsched.balance.simulate_memory import (
     copies,
     nothing,
 )
-from pxsched.policy import NodeSettings
+from pxsched.settings.policy import NodeSettings
 
 RULES = ("pxsched", "Proxmox", "pairwise", "none")
 # The remainder of a VM's number by 2, and the days, counted from 1.

@@ -38,8 +38,8 @@ from pxsched.host.topology import L3, Cpu, Node, Package, Topology, read  # noqa
 from pxsched.placement.memory import divide  # noqa: E402
 from pxsched.placement.request import Holding, Host, Refused, Request, VmClass  # noqa: E402
 from pxsched.placement.search import place  # noqa: E402
-from pxsched.policy import Smt  # noqa: E402
 from pxsched.root import Root  # noqa: E402
+from pxsched.settings.policy import Smt  # noqa: E402
 
 # Memory of every host: as much as Azure's largest flavours want per vCPU, so that CPUs run out first and
 # every crossing is one of CPUs.

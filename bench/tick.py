@@ -25,8 +25,8 @@ from statistics import median
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CHECKOUT))
 
-from pxsched import ledger as ledgers  # noqa: E402
 from pxsched import tick as ticks  # noqa: E402
+from pxsched.ledger import file as ledgers  # noqa: E402
 from pxsched.root import Root  # noqa: E402
 
 VCPUS, CPUS, L3_CPUS, NODES = 8, 128, 16, 2

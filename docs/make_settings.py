@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pxsched.policy import NodeSettings, Policy, key_of
+from pxsched.settings.policy import NodeSettings, Policy, key_of
 
 INTRODUCTION = """\
 # Settings

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
-from pxsched import lock
 from pxsched.errors import UserError
+from pxsched.ledger import lock
 from pxsched.root import Root
 
 CHAIN_FILE = "etc/pve/pxsched-chain.json"

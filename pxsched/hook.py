@@ -9,14 +9,14 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from pxsched import node as node_module
-from pxsched import settle
 from pxsched.errors import Exit, UserError
 from pxsched.guest import process
 from pxsched.guest.process import VMID
 from pxsched.host import cpulist
-from pxsched.ledger import Claim
-from pxsched.node import Node, Sighting
+from pxsched.ledger.file import Claim
+from pxsched.node import settle
+from pxsched.node import sighting as node_module
+from pxsched.node.sighting import Node, Sighting
 from pxsched.root import Root
 
 PHASES = ("pre-start", "post-start", "pre-stop", "post-stop")
@@ -125,7 +125,7 @@ def _tell(claim: Claim, phase: str, turned: int) -> None:
 
 
 def _strict(root: Root, vmid: int, environ: Mapping[str, str]) -> bool:
-    from pxsched import settings
+    from pxsched.settings import files as settings
 
     machine = node_module.machine_of(root, vmid, environ.get("PVE_MIGRATED_FROM", ""))
     return settings.load(root, environ).policy(vmid, machine.tags if machine else ()).strict

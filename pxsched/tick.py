@@ -11,17 +11,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from pxsched import ledger as ledgers
-from pxsched import lock, settle
-from pxsched import node as nodes
-from pxsched.balancing import Balancer, Result
 from pxsched.errors import UserError
 from pxsched.guest.process import RUN_DIR
-from pxsched.lock import Locked
-from pxsched.node import Node, Sighting
+from pxsched.ledger import file as ledgers
+from pxsched.ledger import lock
+from pxsched.ledger.lock import Locked
+from pxsched.node import settle
+from pxsched.node import sighting as nodes
+from pxsched.node.balancing import Balancer, Result
+from pxsched.node.settle import Pass
+from pxsched.node.sighting import Node, Sighting
+from pxsched.node.sightings import Sightings
 from pxsched.root import Root
-from pxsched.settle import Pass
-from pxsched.sightings import Sightings
 
 LOCK = "run/pxsched/tick.lock"
 # While something is expected soon, a single `tick` looks so often, and leaves before the next is due.

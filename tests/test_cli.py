@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from pxsched import cli
-from pxsched import ledger as ledgers
 from pxsched.guest.process import Process
-from pxsched.ledger import Claim, Entry, State
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import Claim, Entry, State
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pxsched.balance.stored import by_vmid
-from pxsched.policy import Policy
+from pxsched.settings.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)

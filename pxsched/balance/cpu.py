@@ -20,7 +20,7 @@ from pxsched.balance.sharing import cpus_of, mask_of, shares
 from pxsched.balance.stored import by_vmid
 from pxsched.host import cpulist
 from pxsched.host.topology import Topology
-from pxsched.policy import NodeSettings
+from pxsched.settings.policy import NodeSettings
 
 # Averages follow a change of load to 63 % in this time: one pass of the timer, several of a fast `watch`.
 SMOOTHING_S = 2.0

@@ -21,7 +21,7 @@ from pxsched.balance.balloon import (
     State,
     Stats,
 )
-from pxsched.policy import NodeSettings, Policy
+from pxsched.settings.policy import NodeSettings, Policy
 
 # How long a fallen need still counts for 37 % of its height: needs come back within minutes more often than
 # not. While somebody waits for memory nobody's past need counts; where the host has this part of its own to

@@ -21,7 +21,7 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def run_simulate(options: argparse.Namespace) -> int:
-    from pxsched import simulate
+    from pxsched.commands import simulate
 
     try:
         if options.requests == "-":
@@ -39,11 +39,11 @@ def run_simulate(options: argparse.Namespace) -> int:
 def run_defrag(options: argparse.Namespace) -> int:
     import json
 
-    from pxsched import ledger as ledgers
-    from pxsched.node import open_node
+    from pxsched.commands.simulate import running_vms
+    from pxsched.ledger import file as ledgers
+    from pxsched.node.sighting import open_node
+    from pxsched.node.sightings import Sightings
     from pxsched.placement import defrag
-    from pxsched.sightings import Sightings
-    from pxsched.simulate import running_vms
 
     node = open_node(options.root)
     ledger = ledgers.peek(options.root)

@@ -4,9 +4,6 @@ import argparse
 import os
 from typing import Any
 
-from pxsched import ledger as ledgers
-from pxsched import node as nodes
-from pxsched import planning
 from pxsched.arguments import add, print_json, vmid
 from pxsched.errors import Exit, UserError
 from pxsched.guest import config
@@ -14,8 +11,11 @@ from pxsched.guest.process import VMID
 from pxsched.host import cpulist, topology
 from pxsched.host.topology import Topology
 from pxsched.knobs.knob import from_key
-from pxsched.ledger import NODE, Claim, Entry
-from pxsched.planning import Plan
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import NODE, Claim, Entry
+from pxsched.node import planning
+from pxsched.node import sighting as nodes
+from pxsched.node.planning import Plan
 from pxsched.root import Root
 
 
@@ -162,7 +162,7 @@ def run_status(options: argparse.Namespace) -> int:
     if options.vm is not None and not claims and not entries:
         raise UserError(f"VM {options.vm} holds nothing", hint="is it running, and opted in?")
     states = {key: _now(options.root, key, entry) for key, entry in entries.items()}
-    from pxsched import balancing
+    from pxsched.node import balancing
     from pxsched.report import balance
 
     last = balancing.last(options.root)

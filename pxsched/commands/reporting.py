@@ -3,11 +3,11 @@
 import argparse
 import os
 
-from pxsched import ledger as ledgers
-from pxsched import planning
 from pxsched.arguments import add
 from pxsched.errors import Exit, UserError
 from pxsched.host import topology
+from pxsched.ledger import file as ledgers
+from pxsched.node import planning
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

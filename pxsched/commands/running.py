@@ -66,7 +66,7 @@ def _period(text: str) -> float:
 
 
 def run_restore(options: "argparse.Namespace") -> int:
-    from pxsched import settle
+    from pxsched.node import settle
 
     report = settle.restore_all(options.root)
     print(f"{len(report.restored)} values put back")

@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from fnmatch import fnmatch
 
-from pxsched import ledger, settings
 from pxsched.doctor.finding import Finding, Subject
 from pxsched.errors import UserError
 from pxsched.guest.config import GuestNode, Machine
 from pxsched.host import cpulist
+from pxsched.ledger import file as ledger
 from pxsched.optin.rules import is_ours
 from pxsched.proxmox.cluster import Guest
 from pxsched.root import Root
+from pxsched.settings import files as settings
 
 NODE = "node"
 CPU = "sys/devices/system/cpu"

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
-from pxsched import ledger
-from pxsched import settings as settings_module
 from pxsched.errors import UserError
 from pxsched.guest import config
 from pxsched.guest.config import Machine
 from pxsched.host import topology as topologies
 from pxsched.host.topology import Topology
-from pxsched.ledger import Ledger
+from pxsched.ledger import file as ledger
+from pxsched.ledger.file import Ledger
 from pxsched.optin.rules import is_ours
 from pxsched.proxmox import cluster
 from pxsched.proxmox.cluster import Guest
 from pxsched.root import Root
-from pxsched.settings import Settings
+from pxsched.settings import files as settings_module
+from pxsched.settings.files import Settings
 
 
 class Level(StrEnum):

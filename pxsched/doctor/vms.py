@@ -56,11 +56,11 @@ def other_nodes(subject: Subject) -> Iterator[Finding]:
 
 def _on_node(subject: Subject, node: str, concerned: list[Guest]) -> Finding:
     from pxsched.proxmox.api import Method
-    from pxsched.proxmox.connection import local
+    from pxsched.sandbox.stand_in import local_api
 
     storage = subject.root.read("var/lib/pxsched/storage") or "local"
     try:
-        answer = local(subject.root).call(
+        answer = local_api(subject.root).call(
             Method.GET, f"nodes/{node}/storage/{storage}/content", {"content": "snippets"}
         )
     except UserError as error:

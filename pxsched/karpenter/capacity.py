@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pxsched.errors import UserError
 from pxsched.host import cpulist
 from pxsched.host.topology import Node, Topology
-from pxsched.policy import NodeSettings
 from pxsched.proxmox.cluster import CAPACITY_NAME, CAPACITY_TAG
+from pxsched.settings.policy import NodeSettings
 
 DESCRIPTION = "Karpenter discovery service"
 MAX_NUMA_NODES = 8  # PVE::QemuServer::Memory, $MAX_NUMA

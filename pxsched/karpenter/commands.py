@@ -4,14 +4,14 @@ import argparse
 import json
 from dataclasses import asdict
 
-from pxsched import settings as settings_module
 from pxsched.arguments import add
 from pxsched.errors import Exit
 from pxsched.host import topology
 from pxsched.karpenter import capacity, document, keep
 from pxsched.proxmox import cluster
-from pxsched.proxmox.connection import local
 from pxsched.root import Root
+from pxsched.sandbox.stand_in import local_api
+from pxsched.settings import files as settings_module
 
 EXAMPLES = """\
 pxsched karpenter plan                        what would be written, changes nothing
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "settings":
         return _settings(root, document.build(machine, node), args.region, args.node)
     todo = keep.plan(root, machine, node)
-    vmid = keep.apply(root, todo, local(root)) if args.action == "apply" else todo.vmid
+    vmid = keep.apply(root, todo, local_api(root)) if args.action == "apply" else todo.vmid
     _show(todo, vmid, args.action == "apply", args.json)
     return Exit.DONE
 

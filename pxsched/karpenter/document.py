@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pxsched.host import cpulist
 from pxsched.host.topology import Topology
 from pxsched.karpenter.capacity import MIB, reserved_cpus
-from pxsched.policy import NodeSettings
+from pxsched.settings.policy import NodeSettings
 
 
 @dataclass(frozen=True, slots=True)

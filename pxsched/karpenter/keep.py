@@ -13,12 +13,12 @@ from pxsched.errors import UserError
 from pxsched.guest import config
 from pxsched.host.topology import Topology
 from pxsched.karpenter import capacity
-from pxsched.policy import NodeSettings
 from pxsched.proxmox import cluster
 from pxsched.proxmox.api import Api, ApiError, Method
 from pxsched.proxmox.cluster import Guest
-from pxsched.proxmox.connection import local
 from pxsched.root import Root
+from pxsched.sandbox.stand_in import local_api
+from pxsched.settings.policy import NodeSettings
 
 # Where the VM was last found: the tick then reads one file instead of all configurations.
 RECORD = "run/pxsched/karpenter.json"
@@ -175,7 +175,7 @@ def tick(root: Root, topology: Topology, settings: NodeSettings, api: Api | None
         if not todo.changes:
             _remember(root, Record(todo.vmid, todo.notes))
             return list(todo.notes) if todo.notes != before.said else []
-        vmid = apply(root, todo, api or local(root))
+        vmid = apply(root, todo, api or local_api(root))
     except UserError as error:
         said = (f"karpenter: {error}; trying again at the next pass",)
         _remember(root, Record(before.vmid, said))

@@ -15,8 +15,9 @@ from pxsched.optin.rules import Outcome, Selection, Step
 from pxsched.proxmox import cluster, storage
 from pxsched.proxmox.api import Api
 from pxsched.proxmox.cluster import Guest
-from pxsched.proxmox.connection import Login, local, remote
+from pxsched.proxmox.connection import Login, remote
 from pxsched.root import Root
+from pxsched.sandbox import stand_in
 
 EPILOG = """\
 examples:
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
 def connect(args: argparse.Namespace, root: Root) -> Session:
     """Raises UserError when neither this is a node nor another one can be reached."""
     if not args.host:
-        return Session(root, lambda: local(root), cluster.node_name(root))
+        return Session(root, lambda: stand_in.local_api(root), cluster.node_name(root))
     login = Login(
         args.host, args.token or os.environ.get("PXSCHED_TOKEN"), args.user, _password(args.user), args.ca
     )

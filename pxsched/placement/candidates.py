@@ -16,7 +16,7 @@ from pxsched.placement.occupancy import Occupancy
 from pxsched.placement.request import Host, Request, VmClass
 from pxsched.placement.score import Candidate, Score
 from pxsched.placement.supply import Fill, Stock, fill, stocks_of, usable_for
-from pxsched.policy import Smt
+from pxsched.settings.policy import Smt
 
 
 class Search:

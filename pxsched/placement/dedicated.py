@@ -9,7 +9,7 @@ from pxsched.placement.machine import Machine, machine_of, mask_of
 from pxsched.placement.occupancy import occupancy, offered
 from pxsched.placement.request import Holding, Host, Placement, Refused, Request, VmClass
 from pxsched.placement.score import Candidate
-from pxsched.policy import Smt
+from pxsched.settings.policy import Smt
 
 
 def place_dedicated(host: Host, holdings: Sequence[Holding], request: Request) -> Placement:

@@ -11,7 +11,7 @@ from pxsched.host.topology import CpuKind
 from pxsched.placement import memory, obstacles
 from pxsched.placement.machine import NO_NODE, Machine
 from pxsched.placement.request import Host, Refused, Request
-from pxsched.policy import Prefer, Smt
+from pxsched.settings.policy import Prefer, Smt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

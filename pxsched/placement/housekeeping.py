@@ -6,7 +6,7 @@ from pxsched.host import cpulist
 from pxsched.host.topology import Topology
 from pxsched.placement.machine import machine_of, set_of
 from pxsched.placement.request import Host
-from pxsched.policy import NodeSettings
+from pxsched.settings.policy import NodeSettings
 
 
 def housekeeping(topology: Topology, settings: NodeSettings) -> frozenset[int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pxsched.host.topology import CpuKind
 from pxsched.placement.machine import Machine, bits
-from pxsched.policy import Prefer
+from pxsched.settings.policy import Prefer
 
 # Favoured cores come in a few steps; finer differences are not worth a search each.
 MOST_CLASSES = 6

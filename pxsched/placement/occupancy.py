@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pxsched.placement.machine import Machine, mask_of
 from pxsched.placement.request import Holding, Host, Request, VmClass
-from pxsched.policy import Smt
+from pxsched.settings.policy import Smt
 
 EXCLUSIVE = (VmClass.DEDICATED, VmClass.PINNED)
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pxsched.errors import UserError
 from pxsched.guest.config import GuestNode as GuestNode
 from pxsched.host.topology import Topology
-from pxsched.policy import Prefer, Smt
+from pxsched.settings.policy import Prefer, Smt
 
 
 class VmClass(StrEnum):

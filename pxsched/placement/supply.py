@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pxsched.placement.machine import Cell, Machine
-from pxsched.policy import Smt
+from pxsched.settings.policy import Smt
 
 
 @dataclass(frozen=True, slots=True)

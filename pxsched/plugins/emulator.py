@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pxsched.guest.process import Role
 from pxsched.host import cpulist
 from pxsched.knobs.thread import ThreadAffinity
-from pxsched.ledger import Claim
+from pxsched.ledger.file import Claim
 from pxsched.plugins.view import HostView, Setting, VmView
-from pxsched.policy import EmulatorPlace, Isolation
+from pxsched.settings.policy import EmulatorPlace, Isolation
 
 NAME = "emulator"
 

@@ -6,13 +6,13 @@ driver, long after the start and again after each guest reboot, so this looks at
 
 from collections.abc import Iterator
 
-from pxsched import ledger as ledgers
 from pxsched.host import cpulist
 from pxsched.host.interrupts import Interrupt
 from pxsched.host.irqbalance import Setup
 from pxsched.knobs.interrupt import DefaultAffinity, InterruptAffinity
 from pxsched.knobs.irqbalance import BANNED, CpuBan, InterruptBan
-from pxsched.ledger import NODE
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import NODE
 from pxsched.plugins.view import HostView, Setting, VmView
 
 NAME = "interrupts"

@@ -6,15 +6,15 @@ the host once it runs.
 
 from collections.abc import Iterator
 
-from pxsched import ledger as ledgers
 from pxsched.host import cpulist
 from pxsched.knobs.isolation import GROUPS, UNITS, GroupCpus, SliceCpus
 from pxsched.knobs.knob import Knob
 from pxsched.knobs.scope import Partition
-from pxsched.ledger import NODE, Claim, State
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import NODE, Claim, State
 from pxsched.placement.request import VmClass
 from pxsched.plugins.view import HostView, Setting, VmView
-from pxsched.policy import Isolation
+from pxsched.settings.policy import Isolation
 
 NAME = "isolation"
 

@@ -11,14 +11,14 @@ pages) or bound by the admin (numaN with hostnodes) stays where it is, and is re
 
 from collections.abc import Iterator
 
-from pxsched import ledger as ledgers
 from pxsched.guest.config import Machine
 from pxsched.host import cpulist
 from pxsched.knobs.thread import ThreadAffinity
-from pxsched.ledger import State
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import State
 from pxsched.placement.request import VmClass
 from pxsched.plugins.view import HostView, Setting, VmView
-from pxsched.policy import Isolation, MemoryMode
+from pxsched.settings.policy import Isolation, MemoryMode
 
 NAME = "memory"
 

@@ -8,9 +8,9 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from pxsched.ledger import State
+from pxsched.ledger.file import State
 from pxsched.plugins.view import HostView, Setting, VmView
-from pxsched.policy import Isolation
+from pxsched.settings.policy import Isolation
 
 # Plugin -> whether a VM has anything for it.
 OF_VM: dict[str, Callable[[VmView, HostView], Any]] = {

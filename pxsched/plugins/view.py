@@ -24,9 +24,9 @@ if TYPE_CHECKING:  # the hook loads only what a VM has
     from pxsched.host.memory import NodeMemory
     from pxsched.host.topology import Topology
     from pxsched.knobs.knob import Knob
-    from pxsched.ledger import Claim
+    from pxsched.ledger.file import Claim
 
-from pxsched.policy import NodeSettings
+from pxsched.settings.policy import NodeSettings
 
 
 class Setting(NamedTuple):

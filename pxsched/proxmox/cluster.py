@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from pxsched.errors import UserError
 from pxsched.guest import config
-from pxsched.node import name_of
+from pxsched.node.sighting import name_of
 from pxsched.root import Root
 
 NODES_DIR = "etc/pve/nodes"

@@ -11,12 +11,8 @@ from pxsched.root import Root
 CLUSTER_CA = "etc/pve/pve-root-ca.pem"
 
 
-def local(root: Root) -> Api:
-    """The API of the node that `root` is: the running one, or a sandbox's."""
-    if root.base != "/":
-        from pxsched.proxmox import stand_in
-
-        return stand_in.find(root)
+def local() -> Api:
+    """The API of this node."""
     try:
         import proxmoxer
         import proxmoxer.backends.local

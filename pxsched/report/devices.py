@@ -10,7 +10,7 @@ from pxsched.guest.config import Machine
 from pxsched.host import cpulist, interrupts, links
 from pxsched.host.devices import Device
 from pxsched.host.interrupts import Interrupt
-from pxsched.ledger import Claim
+from pxsched.ledger.file import Claim
 from pxsched.plugins.interrupts import astray
 from pxsched.root import Root
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from pxsched import ledger as ledgers
 from pxsched.knobs.knob import Knob, from_key
-from pxsched.ledger import Entry
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import Entry
 from pxsched.root import Root
 
 

@@ -6,7 +6,7 @@ come from tenants.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from pxsched.ledger import Claim, Entry
+from pxsched.ledger.file import Claim, Entry
 
 
 def render(

@@ -10,7 +10,7 @@ from string import ascii_uppercase
 
 from pxsched.host import cpulist
 from pxsched.host.topology import Cpu, Topology
-from pxsched.ledger import NODE, Claim
+from pxsched.ledger.file import NODE, Claim
 from pxsched.placement.request import Placement
 
 MOST_BOXES = 64

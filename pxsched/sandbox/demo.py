@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pxsched.errors import Exit, UserError
 from pxsched.host import cpulist, topology
-from pxsched.ledger import peek
+from pxsched.ledger.file import peek
 from pxsched.report import text
 from pxsched.root import Root
 from pxsched.sandbox import linux

@@ -11,8 +11,8 @@ from pxsched.optin import rules
 from pxsched.optin.apply import apply
 from pxsched.optin.rules import Outcome
 from pxsched.proxmox import cluster
-from pxsched.proxmox.connection import local
 from pxsched.root import Root
+from pxsched.sandbox.stand_in import local_api
 from pxsched.setup import plan
 from pxsched.setup.steps import Step
 
@@ -92,7 +92,7 @@ def _opt_out(root: Root, dry_run: bool) -> list[str]:
         if dry_run:
             continue
         try:
-            apply(step, local(root), root)
+            apply(step, local_api(root), root)
         except UserError as error:
             print(f"pxsched: VM {guest.vmid}: {error}", file=sys.stderr)
             holders.append(f"VM {guest.vmid}")
@@ -100,7 +100,7 @@ def _opt_out(root: Root, dry_run: bool) -> list[str]:
 
 
 def _restore(root: Root, dry_run: bool) -> tuple[str, ...]:
-    from pxsched import settle
+    from pxsched.node import settle
 
     if dry_run:
         print("would put back every value that pxsched has changed")

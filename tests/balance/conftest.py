@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pxsched import claims, ledger
+from pxsched.ledger import file as ledger
+from pxsched.node import claims
 from pxsched.root import Root
 from pxsched.sandbox.commandline import Accelerator
 from pxsched.sandbox.sandbox import Sandbox

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.models.cpu import Guest, Host, machine
 from pxsched.balance import cpu, samples
 from pxsched.balance.homes import Machine
 from pxsched.balance.plan import Model, Party
 from pxsched.balance.sharing import Claim, jain, mask_of, shares
-from pxsched.balance.simulate import Guest, Host, machine
-from pxsched.policy import NodeSettings
+from pxsched.settings.policy import NodeSettings
 
 
 def single(loads, homes, **more):

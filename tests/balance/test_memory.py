@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pxsched.balance import balloon, memory
-from pxsched.balance.balloon import Stats
-from pxsched.balance.simulate_memory import (
+from bench.models.memory import (
     Coordinator,
     Guest,
     Host,
@@ -20,7 +18,9 @@ from pxsched.balance.simulate_memory import (
     copies,
     nothing,
 )
-from pxsched.policy import NodeSettings, Policy
+from pxsched.balance import balloon, memory
+from pxsched.balance.balloon import Stats
+from pxsched.settings.policy import NodeSettings, Policy
 
 NODE = NodeSettings(reserved_mib=512)
 CASES = Path(__file__).resolve().parents[2] / "../shared/corpora/placement-cases/mom-balloon.json"

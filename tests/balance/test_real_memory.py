@@ -75,7 +75,7 @@ def test_a_guest_that_is_not_ours_keeps_its_balloon_and_is_named(host, guests):
 
 
 def test_restore_gives_a_guest_the_memory_it_had(host, guests):
-    from pxsched import settle
+    from pxsched.node import settle
 
     one, _ = guests
     before = balloon_mib(host, one)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pxsched import node as nodes
-from pxsched import settings
 from pxsched.doctor import bundle, commands
 from pxsched.errors import UserError
 from pxsched.guest import config
 from pxsched.host import topology
+from pxsched.node import sighting as nodes
 from pxsched.root import Root
+from pxsched.settings import files as settings
 
 CONFIG = """\
 #cHJpdmF0ZQ secret-note

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pxsched import ledger
 from pxsched.doctor import commands
 from pxsched.doctor.finding import Level
 from pxsched.guest.process import Process
+from pxsched.ledger import file as ledger
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
 

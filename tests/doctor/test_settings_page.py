@@ -4,7 +4,7 @@ import importlib.util
 from dataclasses import fields
 from pathlib import Path
 
-from pxsched.policy import NodeSettings, Policy, key_of
+from pxsched.settings.policy import NodeSettings, Policy, key_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -26,8 +26,8 @@ def test_every_key_is_on_it_with_a_meaning():
 
 def test_the_template_for_admins_is_accepted_once_its_lines_count(tmp_path):
     """What is commented out in /etc/pxsched/pxsched.toml and /etc/default must be valid when it is not."""
-    from pxsched import settings
     from pxsched.root import Root
+    from pxsched.settings import files as settings
 
     templates = DOCS.parent / "hooks/default"
     for name, target in (("pxsched.toml", settings.NODE_FILE), ("proxmox-scheduler", settings.DEFAULT_FILE)):

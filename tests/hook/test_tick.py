@@ -5,9 +5,11 @@ import signal
 
 import pytest
 
-from pxsched import ledger, node, settle
+from pxsched.ledger import file as ledger
+from pxsched.node import settle
+from pxsched.node import sighting as node
+from pxsched.node.sightings import Sightings
 from pxsched.root import Root
-from pxsched.sightings import Sightings
 
 pytestmark = pytest.mark.skipif(not {0, 1} <= os.sched_getaffinity(0), reason="needs CPUs 0 and 1")
 

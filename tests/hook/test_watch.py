@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from pxsched import sightings
 from pxsched.guest import process
+from pxsched.node import sightings
 from pxsched.root import Root
 from pxsched.tick import Session
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from pxsched import ledger as ledgers
 from pxsched.host import interrupts, irqbalance
 from pxsched.host.devices import Device
 from pxsched.knobs.irqbalance import BANNED, FREE, CpuBan, InterruptBan
 from pxsched.knobs.knob import Gone, from_key
-from pxsched.ledger import Ledger
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import Ledger
+from pxsched.node.reconcile import Report, reconcile
 from pxsched.plugins.interrupts import bannable
 from pxsched.plugins.view import Setting
-from pxsched.reconcile import Report, reconcile
 from pxsched.root import Root
 
 from .conftest import ADMINS, HOSTS, OURS, UNTOUCHED, Irqbalance
@@ -258,11 +258,11 @@ def test_the_vectors_of_the_fake_machine_are_seen(running: Irqbalance) -> None:
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
-from pxsched import ledger as ledgers
+from pxsched.ledger import file as ledgers
 from pxsched.host import irqbalance
 from pxsched.knobs.irqbalance import BANNED, InterruptBan
 from pxsched.plugins.view import Setting
-from pxsched.reconcile import reconcile
+from pxsched.node.reconcile import reconcile
 from pxsched.root import Root
 
 root, left = Root(sys.argv[2]), int(sys.argv[3])

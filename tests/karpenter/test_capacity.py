@@ -6,7 +6,7 @@ from pxsched.errors import UserError
 from pxsched.guest import config
 from pxsched.host import cpulist, topology
 from pxsched.karpenter import capacity
-from pxsched.policy import NodeSettings
+from pxsched.settings.policy import NodeSettings
 
 EXAMPLE = """\
 #Karpenter discovery service

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from pxsched.host import topology
 from pxsched.karpenter import document
-from pxsched.policy import NodeSettings
+from pxsched.settings.policy import NodeSettings
 
 GIB_KIB = 1 << 20
 

@@ -8,8 +8,8 @@ import pytest
 from pxsched.errors import UserError
 from pxsched.host import topology
 from pxsched.karpenter import capacity, keep
-from pxsched.policy import NodeSettings
 from pxsched.proxmox.api import ApiError, Method
+from pxsched.settings.policy import NodeSettings
 
 CONFIGS = "etc/pve/nodes/pve1/qemu-server"
 

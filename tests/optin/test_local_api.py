@@ -10,7 +10,6 @@ import pytest
 
 from pxsched.proxmox import api, connection
 from pxsched.proxmox.api import ApiError, Method, Pvesh
-from pxsched.root import Root
 
 
 class FakePvesh:
@@ -43,7 +42,7 @@ def pvesh(tmp_path, monkeypatch):
 
 def through_proxmoxer():
     pytest.importorskip("proxmoxer.backends.local", reason="proxmoxer is older than its local backend")
-    client = connection.local(Root("/"))
+    client = connection.local()
     assert isinstance(client, api.Proxmoxer)
     return client
 
@@ -104,12 +103,12 @@ def test_a_missing_quorum_is_explained(pvesh, way):
 
 def test_a_proxmoxer_without_local_backend_leads_to_pvesh(pvesh, monkeypatch):
     monkeypatch.setitem(sys.modules, "proxmoxer.backends.local", None)
-    assert isinstance(connection.local(Root("/")), Pvesh)
+    assert isinstance(connection.local(), Pvesh)
 
 
 def test_no_proxmoxer_at_all_leads_to_pvesh(pvesh, monkeypatch):
     monkeypatch.setitem(sys.modules, "proxmoxer", None)
-    assert isinstance(connection.local(Root("/")), Pvesh)
+    assert isinstance(connection.local(), Pvesh)
 
 
 def test_a_machine_without_proxmox_says_so(monkeypatch):
@@ -130,7 +129,7 @@ def test_noise_is_no_failure_when_the_file_shows_the_change(pvesh, node, pxsched
             config.write_text(f"cores: 2\nhookscript: {params['hookscript']}\n")
             return client.call(method, path, params)
 
-    monkeypatch.setattr("pxsched.optin.commands.local", lambda root: Changing())
+    monkeypatch.setattr("pxsched.sandbox.stand_in.local_api", lambda root: Changing())
     code, out, _ = pxsched(node.root, "enable", "100")
     assert (code, "enabled" in out) == (0, True)
 
@@ -139,7 +138,7 @@ def test_a_change_that_the_file_does_not_show_is_a_failure(pvesh, node, pxsched,
     node.vm(100)
     node.snippet("pxsched")
     pvesh.answers()
-    monkeypatch.setattr("pxsched.optin.commands.local", lambda root: Pvesh())
+    monkeypatch.setattr("pxsched.sandbox.stand_in.local_api", lambda root: Pvesh())
     code, _, err = pxsched(node.root, "enable", "100")
     assert code == 1
     assert "does not show it" in err

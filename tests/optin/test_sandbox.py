@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pxsched import chain, ledger
+from pxsched import chain
+from pxsched.ledger import file as ledger
 from pxsched.root import Root
 from pxsched.sandbox.sandbox import Sandbox
 
@@ -150,7 +151,7 @@ def test_now_places_a_running_vm_without_waiting_for_the_timer(sandbox, pxsched)
 def test_karpenters_vm_is_kept_by_the_sandboxs_qm_and_cannot_start(sandbox, pxsched):
     from pxsched.host import topology
     from pxsched.karpenter import keep
-    from pxsched.policy import NodeSettings
+    from pxsched.settings.policy import NodeSettings
 
     root = Root(sandbox.root)
     [line] = keep.tick(root, topology.read(root), NodeSettings())

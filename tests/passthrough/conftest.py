@@ -10,11 +10,11 @@ import pytest
 from pxsched.guest.config import Machine
 from pxsched.host import cpulist
 from pxsched.host.topology import Cpu, Node, Topology
-from pxsched.ledger import Claim, State
+from pxsched.ledger.file import Claim, State
 from pxsched.placement.request import Placement, VmClass
 from pxsched.plugins.view import VmView
-from pxsched.policy import Policy
 from pxsched.root import Root
+from pxsched.settings.policy import Policy
 
 
 class PciMachine:

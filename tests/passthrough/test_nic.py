@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from pxsched import ledger as ledgers
 from pxsched.host import links
 from pxsched.host.devices import Device
 from pxsched.host.links import Port, Tap
 from pxsched.knobs.knob import Gone, from_key
 from pxsched.knobs.nic import QueueMask
+from pxsched.ledger import file as ledgers
+from pxsched.node.reconcile import reconcile
 from pxsched.placement.request import VmClass
 from pxsched.plugins import nic
 from pxsched.plugins.view import HostView, VmView
-from pxsched.policy import Policy
-from pxsched.reconcile import reconcile
+from pxsched.settings.policy import Policy
 
 from .conftest import PciMachine, topology, view
 

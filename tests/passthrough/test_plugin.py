@@ -5,20 +5,20 @@ from dataclasses import replace
 
 import pytest
 
-from pxsched import ledger as ledgers
 from pxsched.guest.config import Machine
 from pxsched.host import cpulist, interrupts
 from pxsched.host.devices import Device
 from pxsched.host.interrupts import Interrupt
 from pxsched.host.irqbalance import Daemon, Running, Setup
 from pxsched.knobs import file
-from pxsched.ledger import NODE, Ledger
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import NODE, Ledger
+from pxsched.node.reconcile import Report, reconcile
 from pxsched.placement.request import VmClass
 from pxsched.plugins import interrupts as plugin
 from pxsched.plugins.view import HostView, VmView
-from pxsched.policy import NodeSettings, Policy
-from pxsched.reconcile import Report, reconcile
 from pxsched.root import Root
+from pxsched.settings.policy import NodeSettings, Policy
 
 from .conftest import PciMachine, topology, view
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from pxsched import cli
-from pxsched import ledger as ledgers
 from pxsched.guest.process import Process
-from pxsched.ledger import Claim, State
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import Claim, State
 from pxsched.placement.request import Placement, VmClass
 
 from .conftest import PciMachine

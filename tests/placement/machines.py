@@ -7,8 +7,8 @@ from pathlib import Path
 from pxsched.host import cpulist
 from pxsched.host.topology import L3, Cpu, CpuKind, Node, Package, Topology, read
 from pxsched.placement.request import GuestNode, Holding, Host, Placement, Request, VmClass
-from pxsched.policy import Smt
 from pxsched.root import Root
+from pxsched.settings.policy import Smt
 
 CORPORA = Path(__file__).parents[2] / "../shared/corpora"
 

@@ -8,7 +8,7 @@ from pxsched.host import cpulist
 from pxsched.placement.housekeeping import host_of, housekeeping
 from pxsched.placement.request import Host, Refused, VmClass
 from pxsched.placement.search import place, rehome
-from pxsched.policy import NodeSettings
+from pxsched.settings.policy import NodeSettings
 
 from .machines import held, holding_of, host, l3s_of, machine, wish
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pxsched import ledger as ledgers
 from pxsched.cli import main
-from pxsched.ledger import Claim, State
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import Claim, State
 from pxsched.placement.request import Placement, VmClass
-from pxsched.policy import Policy, Wish
 from pxsched.root import Root
+from pxsched.settings.policy import Policy, Wish
 
 
 @pytest.fixture

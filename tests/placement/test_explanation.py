@@ -3,7 +3,7 @@
 from pxsched.host.topology import CpuKind
 from pxsched.placement.request import VmClass
 from pxsched.placement.search import place
-from pxsched.policy import Prefer, Smt
+from pxsched.settings.policy import Prefer, Smt
 
 from .machines import from_table, held, host, machine, wish
 

@@ -10,7 +10,7 @@ from pxsched.placement.housekeeping import host_of
 from pxsched.placement.memory import divide
 from pxsched.placement.request import Holding, Host, Refused, Request, VmClass
 from pxsched.placement.search import place, rehome
-from pxsched.policy import NodeSettings, Smt
+from pxsched.settings.policy import NodeSettings, Smt
 
 from .machines import captured, cores_of, l3s_of
 

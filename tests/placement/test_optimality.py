@@ -10,7 +10,7 @@ import pytest
 
 from pxsched.placement.request import Host, Refused
 from pxsched.placement.search import place
-from pxsched.policy import Smt
+from pxsched.settings.policy import Smt
 
 from .machines import captured, held, machine, wish
 

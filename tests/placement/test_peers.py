@@ -16,7 +16,7 @@ import pytest
 from pxsched.host import cpulist
 from pxsched.placement.request import Host, Refused
 from pxsched.placement.search import place
-from pxsched.policy import Smt
+from pxsched.settings.policy import Smt
 
 from .machines import CORPORA, captured, cores_of, from_table, guest_node, half_used_cores, held, l3s_of, wish
 

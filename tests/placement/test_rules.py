@@ -8,7 +8,7 @@ from pxsched.host import cpulist
 from pxsched.host.topology import CpuKind
 from pxsched.placement.request import Refused, VmClass
 from pxsched.placement.search import place
-from pxsched.policy import Prefer, Smt
+from pxsched.settings.policy import Prefer, Smt
 
 from .machines import cores_of, from_table, guest_node, held, holding_of, host, l3s_of, machine, wish
 

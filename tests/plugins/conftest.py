@@ -11,11 +11,11 @@ from pxsched.guest.config import Machine
 from pxsched.guest.process import Process, Role, Thread
 from pxsched.host import cpulist, systemd
 from pxsched.host.topology import Cpu, Node, Topology
-from pxsched.ledger import Claim, State
+from pxsched.ledger.file import Claim, State
 from pxsched.placement.request import Placement, VmClass
 from pxsched.plugins.view import HostView, VmView
-from pxsched.policy import NodeSettings, Policy
 from pxsched.root import Root
+from pxsched.settings.policy import NodeSettings, Policy
 
 CPUS, PER_NODE = 8, 4
 ALL = cpulist.format(range(CPUS))

@@ -3,11 +3,11 @@
 import pytest
 
 from pxsched.host import frequency
-from pxsched.ledger import NODE, Ledger
+from pxsched.ledger.file import NODE, Ledger
+from pxsched.node.reconcile import reconcile
 from pxsched.placement.request import VmClass
 from pxsched.plugins import governor
-from pxsched.policy import NodeSettings
-from pxsched.reconcile import reconcile
+from pxsched.settings.policy import NodeSettings
 
 
 @pytest.fixture

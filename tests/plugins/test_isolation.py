@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pxsched import ledger as ledgers
 from pxsched.guest.process import Role, Thread
 from pxsched.host import cgroup, cpulist, systemd
 from pxsched.knobs import isolation as knobs
@@ -17,12 +16,13 @@ from pxsched.knobs import knob
 from pxsched.knobs.isolation import GroupCpus, SliceCpus
 from pxsched.knobs.knob import Gone
 from pxsched.knobs.scope import Partition
-from pxsched.ledger import NODE, Ledger, State
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import NODE, Ledger, State
+from pxsched.node.reconcile import reconcile
 from pxsched.placement.request import VmClass
 from pxsched.plugins import emulator, isolation
-from pxsched.policy import Isolation, NodeSettings
-from pxsched.reconcile import reconcile
 from pxsched.root import Root
+from pxsched.settings.policy import Isolation, NodeSettings
 
 SLICES = NodeSettings(isolation=Isolation.SLICES)
 PARTITION = NodeSettings(isolation=Isolation.PARTITION)
@@ -68,7 +68,7 @@ def test_a_vm_pays_for_isolation_only_where_it_is_on():
         "import sys\n"
         "from pxsched.guest.config import Machine\n"
         "from pxsched.host.topology import Topology\n"
-        "from pxsched.ledger import Claim, State\n"
+        "from pxsched.ledger.file import Claim, State\n"
         "from pxsched.placement.request import Placement, VmClass\n"
         "from pxsched.plugins import registry\n"
         "from pxsched.plugins.view import HostView, VmView\n"

@@ -12,10 +12,10 @@ from pxsched.guest import process
 from pxsched.knobs import knob as knobs
 from pxsched.knobs.knob import Gone
 from pxsched.knobs.latency import KvmParameter, ResumeLatency, Scheduling
-from pxsched.ledger import NODE, Ledger
+from pxsched.ledger.file import NODE, Ledger
+from pxsched.node.reconcile import reconcile
 from pxsched.placement.request import VmClass
 from pxsched.plugins import latency
-from pxsched.reconcile import reconcile
 from pxsched.root import Root
 
 LIVE = Root("/")

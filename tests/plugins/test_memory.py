@@ -7,12 +7,12 @@ from pxsched.host import memory as host_memory
 from pxsched.host.memory import NodeMemory, Pool
 from pxsched.knobs.knob import Gone
 from pxsched.knobs.scope import DropIn, MemoryNodes
-from pxsched.ledger import Ledger, State
+from pxsched.ledger.file import Ledger, State
+from pxsched.node.reconcile import reconcile
 from pxsched.placement.request import VmClass
 from pxsched.plugins import memory
 from pxsched.plugins.shortage import needs, shortages
-from pxsched.policy import Isolation, MemoryMode, NodeSettings
-from pxsched.reconcile import reconcile
+from pxsched.settings.policy import Isolation, MemoryMode, NodeSettings
 
 STEER = "affinity:4711,1"
 ROOMY = (NodeMemory(0, 16384, 8192), NodeMemory(1, 16384, 8192))

@@ -10,14 +10,14 @@ from collections.abc import Collection
 
 import pytest
 
-from pxsched import ledger as ledgers
 from pxsched.host import cgroup, cpulist, systemd
 from pxsched.knobs import isolation as knobs
 from pxsched.knobs.isolation import UNITS
+from pxsched.ledger import file as ledgers
+from pxsched.node.reconcile import reconcile
 from pxsched.plugins import isolation
-from pxsched.policy import Isolation, NodeSettings
-from pxsched.reconcile import reconcile
 from pxsched.root import Root
+from pxsched.settings.policy import Isolation, NodeSettings
 
 from .conftest import ALL, Systemd, Tree
 from .whole import MODEST, Whole

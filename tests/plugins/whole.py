@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 
-from pxsched import guest, hook, host, knobs, placement, plugins, settle, tick
-from pxsched import ledger as ledgers
+from pxsched import guest, hook, host, knobs, placement, plugins, tick
 from pxsched.balance import memory
 from pxsched.balance.balloon import BalloonTarget, Outcome, State
 from pxsched.guest import balloon
 from pxsched.host import cpulist, irqbalance
-from pxsched.reconcile import Turn
+from pxsched.ledger import file as ledgers
+from pxsched.node import settle
+from pxsched.node.reconcile import Turn
 from pxsched.root import Root
 
 from .conftest import ALL, CPUS, PER_NODE, Systemd, Tree

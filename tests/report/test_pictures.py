@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from pxsched.host.topology import L3, Cpu, Node, Package, Topology
-from pxsched.ledger import Claim, Entry, State
+from pxsched.ledger.file import Claim, Entry, State
 from pxsched.placement.request import Placement, VmClass
 from pxsched.report import prometheus, svg
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pxsched import ledger as ledgers
 from pxsched.errors import UserError
 from pxsched.host import topology
-from pxsched.ledger import Claim, Entry, State
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import Claim, Entry, State
 from pxsched.placement.request import Placement, VmClass
 from pxsched.report import knobs, text
 from pxsched.root import Root

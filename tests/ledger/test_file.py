@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pxsched import ledger as ledgers
 from pxsched.errors import UserError
 from pxsched.guest.process import Process
-from pxsched.ledger import Claim, Entry, Ledger, State
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import Claim, Entry, Ledger, State
 from pxsched.placement.request import Placement, VmClass
-from pxsched.policy import EmulatorPlace, Fair, MemoryMode, Policy, Prefer, Smt, Wish
 from pxsched.root import Root
+from pxsched.settings.policy import EmulatorPlace, Fair, MemoryMode, Policy, Prefer, Smt, Wish
 
 PACKAGE = str(Path(ledgers.__file__).resolve().parents[1])
 
@@ -297,7 +297,7 @@ def test_a_full_disk_is_an_error_for_the_user_and_the_old_file_stays(root):
 MOUNTED = """
 import subprocess, sys
 from pathlib import Path
-from pxsched import ledger as ledgers
+from pxsched.ledger import file as ledgers
 from pxsched.errors import UserError
 from pxsched.root import Root
 
@@ -344,8 +344,8 @@ def test_a_run_that_cannot_be_written_is_an_error_for_the_user(root, how):
 ADD = textwrap.dedent(
     """
     import sys
-    from pxsched import ledger as ledgers
-    from pxsched.ledger import Entry
+    from pxsched.ledger import file as ledgers
+    from pxsched.ledger.file import Entry
     from pxsched.root import Root
     root = Root(sys.argv[1])
     for _ in range(int(sys.argv[2])):
@@ -367,8 +367,11 @@ def test_processes_exclude_each_other(root):
     assert ledgers.peek(root).journal["count"].wanted == "100"
 
 
-HOLD = "import sys, time; from pxsched import ledger; from pxsched.root import Root\n" + textwrap.dedent(
+HOLD = textwrap.dedent(
     """
+    import sys, time
+    from pxsched.ledger import file as ledger
+    from pxsched.root import Root
     with ledger.locked(Root(sys.argv[1])):
         print("held", flush=True)
         time.sleep(60)

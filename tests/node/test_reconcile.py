@@ -12,16 +12,16 @@ from typing import ClassVar
 
 import pytest
 
-from pxsched import ledger as ledgers
 from pxsched.errors import UserError
 from pxsched.guest import process
 from pxsched.host import cpulist
 from pxsched.knobs import knob as knobs
 from pxsched.knobs.knob import Gone, Knob, Rank
 from pxsched.knobs.thread import ThreadAffinity
-from pxsched.ledger import Ledger
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import Ledger
+from pxsched.node.reconcile import Report, reconcile
 from pxsched.plugins.view import Setting
-from pxsched.reconcile import Report, reconcile
 from pxsched.root import Root
 
 CPUS = sorted(os.sched_getaffinity(0))
@@ -285,10 +285,10 @@ def test_every_original_is_on_disk_before_the_first_write(host, threads, monkeyp
 
 KILLED = """
 import os, signal, sys
-from pxsched import ledger as ledgers
+from pxsched.ledger import file as ledgers
 from pxsched.knobs.thread import ThreadAffinity
 from pxsched.plugins.view import Setting
-from pxsched.reconcile import reconcile
+from pxsched.node.reconcile import reconcile
 from pxsched.root import Root
 
 root, want, fatal = Root(sys.argv[1]), sys.argv[2], int(sys.argv[3])

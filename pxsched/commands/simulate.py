@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
-from pxsched import settings
 from pxsched.errors import UserError
 from pxsched.host import cpulist, topology
 from pxsched.placement.housekeeping import host_of
@@ -19,13 +18,14 @@ from pxsched.placement.machine import machine_of
 from pxsched.placement.memory import divide, free_memory
 from pxsched.placement.request import GuestNode, Holding, Host, Placement, Refused, Request, VmClass
 from pxsched.placement.search import place, rehome
-from pxsched.policy import Prefer, Smt
 from pxsched.root import Root
+from pxsched.settings import files as settings
+from pxsched.settings.policy import Prefer, Smt
 
 if TYPE_CHECKING:
-    from pxsched.ledger import Ledger
-    from pxsched.node import Node as PveNode
-    from pxsched.node import Sighting
+    from pxsched.ledger.file import Ledger
+    from pxsched.node.sighting import Node as PveNode
+    from pxsched.node.sighting import Sighting
 
 E = TypeVar("E", bound=StrEnum)
 T = TypeVar("T")
@@ -155,8 +155,8 @@ def running_vms(
 
     A VM whose configuration cannot be read stands where it is, as if it were pinned.
     """
-    from pxsched import claims, views
     from pxsched.host import memory
+    from pxsched.node import claims, views
 
     seen = {sighting.vmid: sighting for sighting in sightings}
     near = views.device_nodes(node, seen.values())

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pxsched import settings
-from pxsched.policy import Fair, NodeSettings, Policy, Prefer, Smt, Wish
 from pxsched.root import Root
-from pxsched.settings import Settings
+from pxsched.settings import files as settings
+from pxsched.settings.files import Settings
+from pxsched.settings.policy import Fair, NodeSettings, Policy, Prefer, Smt, Wish
 
 
 class Etc:

@@ -7,15 +7,15 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from pxsched import ledger as ledgers
 from pxsched.guest import process
 from pxsched.guest.config import GuestNode, Machine
 from pxsched.host import cpulist
 from pxsched.knobs.thread import ThreadAffinity
-from pxsched.ledger import Claim, Ledger, State
-from pxsched.node import Node, Sighting
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import Claim, Ledger, State
+from pxsched.node.sighting import Node, Sighting
 from pxsched.placement.request import Holding, Placement, Refused, Request, VmClass
-from pxsched.policy import Policy, Wish
+from pxsched.settings.policy import Policy, Wish
 
 # A start that takes longer has failed: Proxmox waits a second per GiB at most (config_aware_timeout).
 LONGEST_START_NS = 3600 * 10**9

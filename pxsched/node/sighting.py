@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pxsched import settings as settings_module
 from pxsched.guest import config, process
 from pxsched.guest.config import Machine
 from pxsched.guest.process import Process, Role, Thread
 from pxsched.host import topology as topologies
 from pxsched.host.topology import Topology
 from pxsched.root import Root
-from pxsched.settings import Settings
+from pxsched.settings import files as settings_module
+from pxsched.settings.files import Settings
 
 if TYPE_CHECKING:
     from pxsched.host.memory import NodeMemory

@@ -11,11 +11,11 @@ from pxsched.guest.config import Machine
 from pxsched.guest.process import Role
 from pxsched.guest.schedstat import Counters, Wanted
 from pxsched.host import cpulist
-from pxsched.ledger import Claim, Ledger
-from pxsched.node import Node, Sighting
+from pxsched.ledger.file import Claim, Ledger
+from pxsched.node.sighting import Node, Sighting
 from pxsched.placement.request import VmClass
-from pxsched.policy import Fair, MemoryMode, Smt
 from pxsched.root import Root
+from pxsched.settings.policy import Fair, MemoryMode, Smt
 
 if TYPE_CHECKING:  # most nodes have no guest whose balloon is ours
     from pxsched.balance import balloon

@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from pxsched import measuring
 from pxsched.guest import balloon, schedstat
 from pxsched.guest.config import Machine
 from pxsched.guest.process import Process
 from pxsched.guest.schedstat import Reader, Wanted
 from pxsched.host import pressure
-from pxsched.ledger import Claim, State
+from pxsched.ledger.file import Claim, State
+from pxsched.node import measuring
 from pxsched.placement.request import Placement, VmClass
-from pxsched.policy import Policy
 from pxsched.root import Root
+from pxsched.settings.policy import Policy
 
 
 def write(base, path, text):

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from pxsched.balance import balloon, memory
 from pxsched.balance.balloon import BalloonTarget
-from pxsched.policy import NodeSettings, Policy
+from pxsched.settings.policy import NodeSettings, Policy
 
 # A guest's balloon driver frees pages at this speed; firmware and kernel keep a part for themselves.
 INFLATE_MIB_S = 200.0

@@ -11,11 +11,11 @@ import pytest
 
 from pxsched.guest import process
 from pxsched.guest.process import Process, Role, Thread, Threads
-from pxsched.ledger import Claim, Ledger, State
-from pxsched.node import Sighting
+from pxsched.ledger.file import Claim, Ledger, State
+from pxsched.node.sighting import Sighting
+from pxsched.node.sightings import Sightings
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
-from pxsched.sightings import Sightings
 
 # Stands for QEMU. Starts a thread ("start NAME"), ends it ("end NAME") or names it ("name TID NAME"), as it
 # is told, and says its id.

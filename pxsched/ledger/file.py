@@ -15,13 +15,13 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
-from pxsched import lock
 from pxsched.errors import UserError
 from pxsched.guest.process import Process
 from pxsched.host import cpulist
+from pxsched.ledger import lock
 from pxsched.placement.request import Placement, VmClass
-from pxsched.policy import Policy
 from pxsched.root import Root
+from pxsched.settings.policy import Policy
 
 SCHEMA = 1
 DIR = "run/pxsched"

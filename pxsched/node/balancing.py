@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pxsched import claims as claiming
-from pxsched import ledger as ledgers
-from pxsched import measuring, settle
 from pxsched.balance import cpu, samples
 from pxsched.guest import schedstat
 from pxsched.guest.schedstat import Wanted
-from pxsched.ledger import Claim, Ledger
-from pxsched.node import Node, Sighting
-from pxsched.reconcile import Report, reconcile
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import Claim, Ledger
+from pxsched.node import claims as claiming
+from pxsched.node import measuring, settle
+from pxsched.node.reconcile import Report, reconcile
+from pxsched.node.sighting import Node, Sighting
 from pxsched.root import Root
 
 if TYPE_CHECKING:  # most nodes have no guest whose balloon is ours

@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pxsched.guest.config import Machine
-from pxsched.ledger import Claim, Ledger, State
-from pxsched.node import Node, Sighting
+from pxsched.ledger.file import Claim, Ledger, State
+from pxsched.node.sighting import Node, Sighting
 from pxsched.placement.request import VmClass
 from pxsched.plugins.view import HostView, VmView
-from pxsched.policy import Isolation, MemoryMode
 from pxsched.root import Root
+from pxsched.settings.policy import Isolation, MemoryMode
 
 if TYPE_CHECKING:
     from pxsched.host.frequency import FrequencyPolicy

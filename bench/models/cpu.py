@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pxsched.balance import cpu, samples
 from pxsched.balance.sharing import cpus_of, jain, mask_of, shares
 from pxsched.host.topology import L3, Cpu, Node, Package, Topology
-from pxsched.policy import NodeSettings
+from pxsched.settings.policy import NodeSettings
 
 SLICE_MS = 4
 # Fairness is kept over about this time, as the scheduler's wake-up rules do; old favours are forgotten.

@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 
-from pxsched import ledger as ledgers
-from pxsched import node as nodes
-from pxsched import settle
 from pxsched.errors import UserError
 from pxsched.guest import process
 from pxsched.guest.process import Process
 from pxsched.knobs import knob as knobs
 from pxsched.knobs.knob import Gone
 from pxsched.knobs.thread import ThreadAffinity
-from pxsched.ledger import NODE, Claim
-from pxsched.node import Node
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import NODE, Claim
+from pxsched.node import settle
+from pxsched.node import sighting as nodes
+from pxsched.node.sighting import Node
 from pxsched.placement.request import Refused
 from pxsched.root import Root
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pxsched.errors import UserError
-from pxsched.proxmox import cluster
-from pxsched.proxmox.api import ApiError, Method
+from pxsched.proxmox import cluster, connection
+from pxsched.proxmox.api import Api, ApiError, Method
 from pxsched.root import Root
 
 
@@ -52,6 +52,11 @@ class StandIn:
 
 def _flags(options: Mapping[str, str]) -> list[str]:
     return [word for key, value in options.items() for word in (f"--{key}", value)]
+
+
+def local_api(root: Root) -> Api:
+    """The API of the node that `root` is: the running one, or a sandbox. Raises UserError for any other."""
+    return connection.local() if root.base == "/" else find(root)
 
 
 def find(root: Root) -> StandIn:

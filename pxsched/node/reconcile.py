@@ -10,11 +10,11 @@ A crash at any point leaves the original in the journal, and running the same ag
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
-from pxsched import ledger as ledgers
 from pxsched.errors import UserError
 from pxsched.knobs import knob as knobs
 from pxsched.knobs.knob import Gone, Knob, Rank
-from pxsched.ledger import Entry, Ledger
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import Entry, Ledger
 from pxsched.plugins.view import Setting
 from pxsched.root import Root
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pxsched.commands.simulate import simulate
 from pxsched.errors import UserError
 from pxsched.root import Root
-from pxsched.simulate import simulate
 
 
 @pytest.fixture

@@ -3,15 +3,15 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pxsched import claims, views
-from pxsched import ledger as ledgers
-from pxsched import node as nodes
-from pxsched.claims import Changes
-from pxsched.ledger import NODE, Claim, Ledger
-from pxsched.node import Node, Sighting
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.file import NODE, Claim, Ledger
+from pxsched.node import claims, views
+from pxsched.node import sighting as nodes
+from pxsched.node.claims import Changes
+from pxsched.node.reconcile import Report, reconcile
+from pxsched.node.sighting import Node, Sighting
 from pxsched.plugins import registry
 from pxsched.plugins.view import Setting
-from pxsched.reconcile import Report, reconcile
 from pxsched.root import Root
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from pxsched.policy import NodeSettings, Policy, key_of, word
 from pxsched.root import Root
+from pxsched.settings.policy import NodeSettings, Policy, key_of, word
 
 CLUSTER_FILE = "etc/pve/pxsched.toml"
 NODE_FILE = "etc/pxsched/pxsched.toml"

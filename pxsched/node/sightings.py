@@ -5,12 +5,12 @@ import time
 from dataclasses import replace
 from typing import NamedTuple
 
-from pxsched import node as nodes
 from pxsched.guest import process
 from pxsched.guest.config import Machine
 from pxsched.guest.process import Role, Threads
-from pxsched.ledger import Ledger
-from pxsched.node import Sighting
+from pxsched.ledger.file import Ledger
+from pxsched.node import sighting as nodes
+from pxsched.node.sighting import Sighting
 from pxsched.root import Root
 
 # /etc/pve counts whole seconds: a file written so lately may be written again without showing it.

@@ -1,0 +1,126 @@
+"""How the product hangs together: imports point downwards only, and what is imported is declared."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PRODUCT = CHECKOUT / "pxsched"
+
+# From the ground floor up; what stands on one line knows nothing of its neighbours.
+FLOORS = (
+    "errors root",
+    "host",
+    "settings guest",
+    "placement balance",
+    "knobs",
+    "ledger",
+    "plugins",
+    "node",
+    "arguments report",
+    "proxmox",
+    "sandbox",
+    "chain karpenter",
+    "hook tick",
+    "optin commands",
+    "doctor setup",
+    "cli",
+    "__main__",
+)
+FLOOR_OF = {room: number for number, line in enumerate(FLOORS) for room in line.split()}
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module of the product by its dotted name."""
+    found = {}
+    for path in sorted(PRODUCT.rglob("*.py")):
+        parts = path.relative_to(CHECKOUT).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = ast.parse(path.read_text())
+    return found
+
+
+MODULES = modules()
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """What a module imports, anywhere in it, and the modules it names for a later import."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "imports are absolute"
+            yield from (
+                full if (full := f"{node.module}.{name.name}") in MODULES else node.module
+                for name in node.names
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            name = node.value.partition(":")[0]
+            if name in MODULES and name != "pxsched":
+                yield name
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_room_has_its_floor():
+    assert {room(module) for module in MODULES if module != "pxsched"} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "pxsched"])
+def test_imports_point_downwards(module):
+    for other in imported(MODULES[module]):
+        if not other.startswith("pxsched.") or room(other) == room(module):
+            continue
+        assert FLOOR_OF[room(other)] < FLOOR_OF[room(module)], f"{module} imports {other}"
+
+
+PURE = ("placement", "balance", "plugins")
+SYSTEM = {"os", "socket", "subprocess", "time", "fcntl", "shutil", "pathlib", "psutil", "pyroute2"}
+
+
+@pytest.mark.parametrize(
+    "module", [module for module in MODULES if module.split(".")[1:2] and room(module) in PURE]
+)
+def test_what_is_pure_does_not_touch_the_system(module):
+    assert not {name.partition(".")[0] for name in imported(MODULES[module])} & SYSTEM
+
+
+# Libraries. Those of the standard library need no word; the optional ones say what is missing when they are.
+
+REQUIRED = {"proxmoxer", "psutil", "pyroute2", "filelock"}
+OPTIONAL = {"requests": "proxmoxer's HTTPS", "argcomplete": "completion in a shell"}
+DEBIAN = {"proxmoxer": "python3-proxmoxer", "psutil": "python3-psutil", "pyroute2": "python3-pyroute2",
+          "filelock": "python3-filelock"}  # fmt: skip
+
+
+def third_party() -> set[str]:
+    names = {name.partition(".")[0] for tree in MODULES.values() for name in imported(tree)}
+    hook = ast.parse((CHECKOUT / "hooks/pxsched").read_text())
+    names |= {name.partition(".")[0] for name in imported(hook)}
+    return names - set(sys.stdlib_module_names) - {"pxsched"}
+
+
+def distribution(requirement: str) -> str:
+    found = re.match(r"[A-Za-z0-9_.-]+", requirement)
+    assert found
+    return found[0]
+
+
+def test_every_import_is_declared_and_everything_declared_is_imported():
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    assert {distribution(text) for text in project["dependencies"]} == REQUIRED
+    optional = {
+        distribution(text)
+        for name, texts in project["optional-dependencies"].items()
+        if name != "test"
+        for text in texts
+    }
+    assert optional == set(OPTIONAL)
+    assert third_party() == REQUIRED | (set(OPTIONAL) & third_party())
+    assert third_party() - REQUIRED <= optional
