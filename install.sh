@@ -116,7 +116,7 @@ check_python() {
         die "Python 3.11 or newer is needed: Debian 12 (Proxmox VE 8) or later"
 }
 
-python_packages='python3-proxmoxer python3-psutil python3-pyroute2 python3-requests'
+python_packages='python3-filelock python3-proxmoxer python3-psutil python3-pyroute2 python3-requests'
 
 # A virtual environment that sees Debian's Python packages where they serve, else with copies of its own.
 environment() {

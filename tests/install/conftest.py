@@ -15,7 +15,7 @@ import pytest
 
 CHECKOUT = Path(__file__).parents[2]
 PACKAGES = (
-    "python3", "python3-proxmoxer", "python3-psutil", "python3-pyroute2",
+    "python3", "python3-filelock", "python3-proxmoxer", "python3-psutil", "python3-pyroute2",
     "python3-requests", "systemd",
 )  # fmt: skip
 SUITES = ("bookworm", "trixie")
