@@ -13,8 +13,9 @@ import argparse
 import gzip
 import random
 import sys
-from dataclasses import replace
 from pathlib import Path
+
+from pxsched.value import replace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

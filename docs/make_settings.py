@@ -1,22 +1,21 @@
-"""Prints docs/settings.md from the declarations in pxsched/policy.py, so that the two cannot differ.
+"""Prints docs/settings.md from the declarations in pxsched/settings/policy.py, so that the two cannot differ.
 
     python3 docs/make_settings.py > docs/settings.md
 """
 
 import sys
 from collections.abc import Iterator
-from dataclasses import Field, fields
 from enum import StrEnum
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pxsched.settings.policy import NodeSettings, Policy, key_of
+from pxsched.settings.policy import NodeSettings, Policy, Settings, key_of
 
 INTRODUCTION = """\
 # Settings
 
-This page is generated from `pxsched/policy.py` by `docs/make_settings.py`.
+This page is generated from `pxsched/settings/policy.py` by `docs/make_settings.py`.
 
 ## Where
 
@@ -72,21 +71,21 @@ def page() -> str:
         [
             INTRODUCTION,
             "## `[node]`\n",
-            *_table(fields(NodeSettings)),
+            *_table(NodeSettings),
             "\n## `[defaults]`, `[profile.NAME]`, `[vm.VMID]`\n",
             f"{vm}\n",
-            *_table(fields(Policy)),
+            *_table(Policy),
             "\n`tag` (profiles only, default false): a VM may choose the profile by its tag `pxsched-NAME`.",
             "`profile` (VMs only): the profile that the admin chooses for it; it wins over tags.\n",
         ]
     )
 
 
-def _table(items: tuple[Field[object], ...]) -> Iterator[str]:
+def _table(model: type[Settings]) -> Iterator[str]:
     yield "| key | default | values | meaning |"
     yield "|---|---|---|---|"
-    for item in items:
-        cells = (f"`{key_of(item.name)}`", _shown(item.default), _values(item.default), item.metadata["help"])
+    for name, setting in model.declared.items():
+        cells = (f"`{key_of(name)}`", _shown(setting.default), _values(setting.default), setting.help)
         yield f"| {' | '.join(cells)} |"
 
 

@@ -4,12 +4,12 @@ All paths given to `Root` are relative to it, without a leading slash.
 """
 
 import os
-from dataclasses import dataclass
 from functools import cached_property
 
+from pxsched.value import Value
 
-@dataclass(frozen=True)
-class Root:
+
+class Root(Value):
     """A file system root.
 
     base: directory, "/" for the running machine.

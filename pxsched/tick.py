@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 from pxsched.errors import UserError
 from pxsched.guest.process import RUN_DIR
@@ -23,6 +22,7 @@ from pxsched.node.settle import Pass
 from pxsched.node.sighting import Node, Sighting
 from pxsched.node.sightings import Sightings
 from pxsched.root import Root
+from pxsched.value import Value
 
 LOCK = "run/pxsched/tick.lock"
 # While something is expected soon, a single `tick` looks so often, and leaves before the next is due.
@@ -37,8 +37,7 @@ class Busy(UserError):
     """Another pass is under way."""
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Value):
     """What one pass did. settled: None for a pass that only measured."""
 
     settled: Pass | None

@@ -14,7 +14,8 @@ PRODUCT = CHECKOUT / "pxsched"
 
 # From the ground floor up; what stands on one line knows nothing of its neighbours.
 FLOORS = (
-    "errors root",
+    "errors value",
+    "root",
     "host",
     "settings guest",
     "placement balance",

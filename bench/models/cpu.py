@@ -7,12 +7,13 @@ the kernel's counters.
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field
 
 from pxsched.balance import cpu, samples
 from pxsched.balance.sharing import cpus_of, jain, mask_of, shares
 from pxsched.host.topology import L3, Cpu, Node, Package, Topology
 from pxsched.settings.policy import NodeSettings
+from pxsched.value import Value, replace
 
 SLICE_MS = 4
 # Fairness is kept over about this time, as the scheduler's wake-up rules do; old favours are forgotten.
@@ -20,8 +21,7 @@ _MEMORY_MS = 400.0
 _CYCLE_MS = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Guest:
+class Guest(Value):
     """A simulated VM. loads: by vCPU, the part of the time it would compute if it never waited.
 
     home: where its vCPUs float; pins: one CPU each instead.

@@ -4,14 +4,13 @@ Sizes are in MiB. The statistics are virtio's (VIRTIO 1.2, 5.5.6.3), as QEMU sho
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from pxsched.balance.stored import by_vmid
 from pxsched.settings.policy import Policy
+from pxsched.value import NOTHING, Value
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
+class Stats(Value):
     """A guest's own statistics. swapped_mib, major_faults: since it booted. age_s: how old all this is."""
 
     total_mib: float
@@ -21,8 +20,7 @@ class Stats:
     age_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Guest:
+class Guest(Value):
     """One running guest. start: its process's start time. actual_mib: what its balloon leaves it.
 
     minimum_mib, maximum_mib: `balloon` and `memory`. shares: 0 counts as Proxmox's default, 1000.
@@ -44,8 +42,7 @@ class Guest:
     unheard: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(Value):
     """The host's memory. available_mib: what it could give without swapping, shrinkable caches included.
 
     stalled: time lost to memory stalls (pressure, full avg10, per cent). nodes_mib: available, by NUMA node.
@@ -54,18 +51,16 @@ class Host:
     total_mib: float
     available_mib: float
     stalled: float = 0.0
-    nodes_mib: Mapping[int, float] = field(default_factory=dict)
+    nodes_mib: Mapping[int, float] = NOTHING
 
 
-@dataclass(frozen=True, slots=True)
-class BalloonTarget:
+class BalloonTarget(Value):
     vmid: int
     target_mib: int
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Value):
     """What is remembered of one guest. need_mib: its need as smoothed at at_s (CLOCK_MONOTONIC).
 
     target_mib: what it was last told, None before that; set_s: when; change_mib: how much more than it had.
@@ -85,11 +80,10 @@ class Record:
     patience: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Value):
     """The coordinator's memory between passes. targets: what every guest was last told."""
 
-    guests: Mapping[int, Record] = field(default_factory=dict)
+    guests: Mapping[int, Record] = NOTHING
 
     @property
     def targets(self) -> dict[int, int]:
@@ -138,8 +132,7 @@ def _record(body: Sequence[float | int | None]) -> Record:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Value):
     """One pass. skipped: why a guest was not looked at, by VMID. standings: how the others fare."""
 
     targets: tuple[BalloonTarget, ...]
@@ -148,8 +141,7 @@ class Outcome:
     standings: Mapping[int, "Standing"]
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Value):
     """A guest's place. used_mib: what it uses now; need_mib: what it used of late, falling slowly.
 
     low_mib, high_mib: below the one it starves now, above the other it could give something up.

@@ -9,7 +9,6 @@ was. Pure: the state between passes is a value.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from pxsched.balance.stored import by_vmid
 from pxsched.host import cpulist
 from pxsched.host.topology import Topology
 from pxsched.settings.policy import NodeSettings
+from pxsched.value import NOTHING, Value, replace
 
 # Averages follow a change of load to 63 % in this time: one pass of the timer, several of a fast `watch`.
 SMOOTHING_S = 2.0
@@ -36,8 +36,7 @@ _AHEAD = 4
 _SAME = 0.9
 
 
-@dataclass(frozen=True, slots=True)
-class Vm:
+class Vm(Value):
     """One running VM as the balancer sees it.
 
     vcpus[i]: the CPUs vCPU i may use now. use: what it did in the last interval, None when not known yet.
@@ -54,11 +53,10 @@ class Vm:
     pins: bool = False
     wants_pins: bool = False
     allowed: frozenset[int] | None = None
-    memory_mib: Mapping[int, int] = field(default_factory=dict)
+    memory_mib: Mapping[int, int] = NOTHING
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(Value):
     """A new home for a VM (vcpu None), or a new pin for one of its vCPUs."""
 
     vmid: int
@@ -68,8 +66,7 @@ class Move:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Value):
     """What is remembered of one VM. rates: averages, of the VM, or of each vCPU of one that is pinned.
 
     observed_s: how long they have been taken since its surroundings last changed.
@@ -82,11 +79,10 @@ class Record:
     moved_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Value):
     """The balancer's memory between passes."""
 
-    vms: Mapping[int, Record] = field(default_factory=dict)
+    vms: Mapping[int, Record] = NOTHING
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -122,8 +118,7 @@ class Standing(NamedTuple):
     lack: float
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Value):
     """One pass: the moves, the state to keep, how every measured VM fares, and who stands out."""
 
     moves: tuple[Move, ...]

@@ -5,14 +5,13 @@ made it narrower than a cache group, other homes of the same size are made from 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from pxsched.balance.sharing import mask_of
 from pxsched.host.topology import Topology
+from pxsched.value import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(Value):
     """The CPUs that shared VMs may use. levels: disjoint CPU masks, caches first, everything last.
 
     core_of: the mask of each CPU's core. distance_of: the distances between the nodes of CPUs.

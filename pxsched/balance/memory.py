@@ -9,7 +9,6 @@ passes is a value.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from pxsched.balance.balloon import (
     BalloonTarget,
@@ -22,6 +21,7 @@ from pxsched.balance.balloon import (
     Stats,
 )
 from pxsched.settings.policy import NodeSettings, Policy
+from pxsched.value import replace
 
 # How long a fallen need still counts for 37 % of its height: needs come back within minutes more often than
 # not. While somebody waits for memory nobody's past need counts; where the host has this part of its own to

@@ -7,13 +7,13 @@ makes poorer stays better off than the one it helps was, so that no step is the 
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pxsched.balance.homes import Machine
 from pxsched.balance.samples import Rate
 from pxsched.balance.sharing import Claim, cpus_of, shares
 from pxsched.host.topology import LOCAL_DISTANCE
+from pxsched.value import NOTHING, Value
 
 # What a move costs in CPUs over the time until the next one may follow: cold caches, and pages to copy
 # (about 1 s of CPU a GiB) or to reach over the interconnect.
@@ -25,8 +25,7 @@ _TARGETS = 4
 _MOVERS = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Party:
+class Party(Value):
     """A VM, or one pinned vCPU. home, allowed: CPU masks; width: its vCPUs; rate: what it does now."""
 
     vmid: int
@@ -37,7 +36,7 @@ class Party:
     rate: Rate
     weight: float
     movable: bool
-    memory_mib: Mapping[int, int] = field(default_factory=dict)
+    memory_mib: Mapping[int, int] = NOTHING
 
     @property
     def demand(self) -> float:

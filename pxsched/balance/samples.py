@@ -6,8 +6,9 @@ the same process: a number alone, such as a process id, can come back as somebod
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from pxsched.value import NOTHING, Value
 
 # Two passes nearer than this (a timer and a person at once) share one measurement, taken by the later.
 SHORTEST_NS = 20_000_000
@@ -37,8 +38,7 @@ class Rate(NamedTuple):
 IDLE = Rate(0.0, 0.0, 0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(Value):
     """One VM's counters. start: its process's start time, which with the VMID names this run of the VM.
 
     at_ns: CLOCK_MONOTONIC when read; it neither jumps nor counts the time the machine was suspended.
@@ -52,11 +52,10 @@ class Reading:
     throttled_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Value):
     """All VMs at one moment, by VMID."""
 
-    vms: Mapping[int, Reading] = field(default_factory=dict)
+    vms: Mapping[int, Reading] = NOTHING
 
     def to_json(self) -> dict[str, object]:
         return {str(vm.vmid): [vm.start, vm.at_ns, vm.throttled_ns, vm.threads] for vm in self.vms.values()}
@@ -84,8 +83,7 @@ def _reading(vmid: int, body: object) -> Reading:
     return Reading(vmid, int(start), int(at_ns), counters, int(throttled_ns))
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(Value):
     """What one VM did between two readings. rates: by vCPU; total: their sum.
 
     Waiting that `cpulimit` caused is taken out: it is not contention.
@@ -98,8 +96,7 @@ class Use:
     total: Rate
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
+class Interval(Value):
     """What two snapshots say together. base: what the next snapshot is to be compared with."""
 
     uses: Mapping[int, Use]

@@ -163,7 +163,7 @@ def run_status(options: argparse.Namespace) -> int:
         raise UserError(f"VM {options.vm} holds nothing", hint="is it running, and opted in?")
     states = {key: _now(options.root, key, entry) for key, entry in entries.items()}
     from pxsched.node import balancing
-    from pxsched.report import balance
+    from pxsched.report import balance, host
 
     last = balancing.last(options.root)
     if options.json:
@@ -175,6 +175,7 @@ def run_status(options: argparse.Namespace) -> int:
                 ],
                 "knobs": [_knob_document(key, entry, states[key]) for key, entry in entries.items()],
                 "last_pass": balance.document(last),
+                "host": host.document(options.root),
                 "warnings": ledger.warnings,
             }
         )
@@ -183,6 +184,8 @@ def run_status(options: argparse.Namespace) -> int:
 
     for warning in ledger.warnings:
         print(f"warning: {warning}")
+    if line := host.line(host.document(options.root)):
+        print(line)
     print(text.status(claims, knobs.lines(options.root, entries, states)))
     for claim in claims:
         for line in devices.lines(claim.vmid, devices.document(options.root, claim)):

@@ -7,7 +7,6 @@ nothing here touches the machine.
 import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +20,7 @@ from pxsched.placement.search import place, rehome
 from pxsched.root import Root
 from pxsched.settings import files as settings
 from pxsched.settings.policy import Prefer, Smt
+from pxsched.value import Value, replace
 
 if TYPE_CHECKING:
     from pxsched.ledger.file import Ledger
@@ -35,13 +35,11 @@ MAX_VCPUS = 4096  # KVM_MAX_VCPUS of arch/x86/include/asm/kvm_host.h
 MAX_MIB = 1 << 32
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(Value):
     request: Request
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(Value):
     vmid: int
 
 
@@ -67,13 +65,13 @@ def simulate(root: Root, lines: Iterable[str]) -> Iterator[str]:
             yield json.dumps(node.start(step.request))
 
 
-@dataclass
 class Node:
     """The simulated node: what runs on it, and what each VM had when it last ran."""
 
-    empty: Host
-    running: dict[int, tuple[Request, Holding]] = field(default_factory=dict)
-    last: dict[int, Placement] = field(default_factory=dict)
+    def __init__(self, empty: Host) -> None:
+        self.empty = empty
+        self.running: dict[int, tuple[Request, Holding]] = {}
+        self.last: dict[int, Placement] = {}
 
     @property
     def holdings(self) -> list[Holding]:

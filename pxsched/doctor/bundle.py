@@ -9,7 +9,6 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from fnmatch import fnmatch
 
 from pxsched.doctor.finding import Finding, Subject
@@ -21,6 +20,7 @@ from pxsched.optin.rules import is_ours
 from pxsched.proxmox.cluster import Guest
 from pxsched.root import Root
 from pxsched.settings import files as settings
+from pxsched.value import plain
 
 NODE = "node"
 CPU = "sys/devices/system/cpu"
@@ -102,7 +102,7 @@ def _contents(root: Root, findings: list[Finding]) -> Iterator[tuple[str, bytes]
         yield name, "".join(f"{line}\n" for line in _without_comments(text)).encode()
     if root.exists(ledger.FILE):
         yield ledger.FILE, root.read_bytes(ledger.FILE) or b""
-    report = {"schema": 1, "findings": [asdict(finding) for finding in findings]}
+    report = {"schema": 1, "findings": [plain(finding) for finding in findings]}
     yield "doctor.json", json.dumps(report, indent=1).encode()
 
 
@@ -122,7 +122,7 @@ def _links(root: Root) -> Iterator[tuple[str, str]]:
 
 def expand(root: Root, pattern: str) -> list[str]:
     """The files below the root that a pattern of `*`, `[...]` and `{one,other}` means."""
-    return sorted({name for plain in _alternatives(pattern) for name in _matches(root, "", plain.split("/"))})
+    return sorted({name for one in _alternatives(pattern) for name in _matches(root, "", one.split("/"))})
 
 
 def _alternatives(pattern: str) -> list[str]:

@@ -4,13 +4,13 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 
 from pxsched.arguments import add
 from pxsched.doctor import bundle, host, vms
 from pxsched.doctor.finding import Finding, Level, Subject
 from pxsched.errors import Exit, UserError
 from pxsched.root import Root
+from pxsched.value import plain
 
 EXAMPLES = """\
 pxsched doctor
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"wrote {args.bundle}: {count} files, nothing of tenants", file=sys.stderr)
     if args.json:
         counts = {level.value: sum(f.level is level for f in findings) for level in Level}
-        print(json.dumps({"schema": 1, "counts": counts, "findings": [asdict(f) for f in findings]}))
+        print(json.dumps({"schema": 1, "counts": counts, "findings": [plain(f) for f in findings]}))
     else:
         _print(findings)
     return Exit.REFUSED if any(finding.level is Level.BAD for finding in findings) else Exit.DONE

@@ -1,7 +1,6 @@
 """What a check sees and what it says."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
@@ -18,6 +17,7 @@ from pxsched.proxmox.cluster import Guest
 from pxsched.root import Root
 from pxsched.settings import files as settings_module
 from pxsched.settings.files import Settings
+from pxsched.value import Value
 
 
 class Level(StrEnum):
@@ -29,8 +29,7 @@ class Level(StrEnum):
     BAD = "bad"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Value):
     """area: what was looked at. remedy: what to do about it, empty where nothing is to be done."""
 
     level: Level
@@ -39,8 +38,7 @@ class Finding:
     remedy: str = ""
 
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(Value):
     """The node as the checks see it; read when first asked for."""
 
     root: Root

@@ -7,10 +7,10 @@ Statistics come from the guest: every number is bounded by what the VM was given
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from pxsched.guest.qmp import Json, Qmp, QmpError, QmpProtocol
 from pxsched.root import Root
+from pxsched.value import Value
 
 DEVICE = "/machine/peripheral/balloon0"
 MIB = 1 << 20
@@ -20,8 +20,7 @@ POLLING_S = 2
 _AT_ONCE = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(Value):
     """actual_mib: what the balloon leaves the guest. The rest is None or 0 where it has said nothing yet.
 
     age_s: how old the statistics are; None without any.

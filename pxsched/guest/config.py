@@ -6,10 +6,10 @@ Nothing here raises for what a file says: broken lines become warnings with file
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from pxsched.errors import UserError
 from pxsched.host import cpulist
+from pxsched.value import NOTHING, Value
 
 MAX_VCPUS = 8192  # far above QEMU's limit; a hostile `cores` must not fill the memory
 MAX_MIB = 1 << 32
@@ -24,20 +24,18 @@ _FALSE = ("0", "off", "no", "false")
 _BDF = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})(?:\.([0-7]))?", re.IGNORECASE | re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(Value):
     """One configuration file. options: the values in force; pending: those of the next start."""
 
-    options: Mapping[str, str] = field(default_factory=dict)
-    pending: Mapping[str, str] = field(default_factory=dict)
-    cloudinit: Mapping[str, str] = field(default_factory=dict)
-    snapshots: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    options: Mapping[str, str] = NOTHING
+    pending: Mapping[str, str] = NOTHING
+    cloudinit: Mapping[str, str] = NOTHING
+    snapshots: Mapping[str, Mapping[str, str]] = NOTHING
     description: str = ""
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class GuestNode:
+class GuestNode(Value):
     """One `numaN` rule. cpus: guest vCPU indexes; host_nodes: empty where the admin binds nothing."""
 
     cpus: frozenset[int]
@@ -46,8 +44,7 @@ class GuestNode:
     policy: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class HostPci:
+class HostPci(Value):
     """`hostpciN`. addresses: `dddd:bb:dd.f`, or `dddd:bb:dd` for all functions; mapping: a resource's id."""
 
     number: int
@@ -56,8 +53,7 @@ class HostPci:
     mdev: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(Value):
     """A VM as its configuration describes it, with Proxmox's defaults.
 
     affinity: CPUs in written order. balloon_mib: None = unset (device present), 0 = no device.

@@ -9,11 +9,11 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
 
 from pxsched.root import Root
+from pxsched.value import Value, replace
 
 RUN_DIR = "run/qemu-server"
 VMID = re.compile(r"[1-9]\d{2,8}", re.ASCII)
@@ -28,16 +28,14 @@ class Role(StrEnum):
     EMULATOR = "emulator"
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(Value):
     """start_ticks: field 22 of /proc/PID/stat, clock ticks after boot."""
 
     pid: int
     start_ticks: int
 
 
-@dataclass(frozen=True, slots=True)
-class Thread:
+class Thread(Value):
     """vcpus: indexes of the vCPUs that this thread runs; several only under single-threaded TCG."""
 
     tid: int
@@ -166,8 +164,7 @@ def allowed(root: Root, tid: int) -> str | None:
     return rest.partition(b"\n")[0].strip().decode("ascii", "replace") if found else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Stat:
+class _Stat(Value):
     name: str
     state: str
     start_ticks: int

@@ -12,16 +12,15 @@ import re
 import resource
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 from pxsched.guest.process import Process
 from pxsched.root import Root
+from pxsched.value import Value
 
 _OTHER_FILES = 64  # descriptors left for everything else this process opens
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Value):
     """One VM to look at. tids: its vCPU threads in order. limited: whether it has a `cpulimit`."""
 
     vmid: int
@@ -30,8 +29,7 @@ class Wanted:
     limited: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(Value):
     """One VM's counters. at_ns: CLOCK_MONOTONIC. threads: ns run and waited since they began, by id."""
 
     at_ns: int
@@ -39,13 +37,13 @@ class Counters:
     throttled_ns: int = 0
 
 
-@dataclass(slots=True)
 class _Open:
     """Files of one VM that stay open."""
 
-    wanted: Wanted
-    threads: dict[int, int] = field(default_factory=dict)
-    cpu_stat: int | None = None
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
+        self.threads: dict[int, int] = {}
+        self.cpu_stat: int | None = None
 
 
 class Reader:

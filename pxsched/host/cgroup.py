@@ -11,12 +11,12 @@ import errno
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
 
 from pxsched.errors import UserError
 from pxsched.host import cpulist
 from pxsched.root import Root
+from pxsched.value import Value
 
 MOUNT = "sys/fs/cgroup"
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -29,8 +29,7 @@ class Version(Enum):
     V2 = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(Value):
     """A thread that keeps a CPU mask of its own. start_ticks tells it from a later one with its id."""
 
     tid: int

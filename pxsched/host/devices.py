@@ -6,9 +6,9 @@ kernel. Addresses are `dddd:bb:dd.f` (a function) or `dddd:bb:dd` (a slot with a
 
 import os
 import re
-from dataclasses import dataclass
 
 from pxsched.root import Root
+from pxsched.value import Value
 
 PCI_DIR = "sys/bus/pci/devices"
 MDEV_DIR = "sys/bus/mdev/devices"
@@ -17,8 +17,7 @@ SLOT = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}", re.ASCII)
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(Value):
     """One function that a VM was given. node: its NUMA node, None where the firmware does not say.
 
     physical: the physical function when this is a virtual one, else empty.

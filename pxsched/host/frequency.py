@@ -6,11 +6,11 @@ intel_pstate.rst and amd-pstate.rst (energy_performance_preference, in their act
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from pxsched.errors import UserError
 from pxsched.host import cpulist
 from pxsched.root import Root
+from pxsched.value import Value
 
 CPU_DIR = "sys/devices/system/cpu"
 GOVERNOR = "scaling_governor"
@@ -27,8 +27,7 @@ _PREFERENCES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class FrequencyPolicy:
+class FrequencyPolicy(Value):
     """CPUs whose frequency is governed together. preference: empty where the driver has none."""
 
     id: int

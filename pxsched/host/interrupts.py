@@ -6,11 +6,11 @@ vfio_pci_intrs.c for the names of a passed-through device's vectors.
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import takewhile
 
 from pxsched.host.devices import PCI_DIR, Device
 from pxsched.root import Root
+from pxsched.value import Value
 
 TABLE = "proc/interrupts"
 IRQ_DIR = "proc/irq"
@@ -29,8 +29,7 @@ _FILES = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Value):
     """A numbered line of the table. counts: by position, as many as the line has; the columns' CPUs are the
     table's. actions: the names that drivers gave, empty for an interrupt nobody handles.
     """
@@ -49,16 +48,14 @@ class Row:
         return ""
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Value):
     """/proc/interrupts. cpus: which CPU each column is; offline ones have none, so position is not number."""
 
     cpus: tuple[int, ...]
     rows: tuple[Row, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Interrupt:
+class Interrupt(Value):
     """One interrupt. names: what its drivers call it. device, index: which vector of which passed-through
     function it is; an interrupt of the host has no device.
 

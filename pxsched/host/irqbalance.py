@@ -17,10 +17,10 @@ import socket
 import struct
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 
 from pxsched.host import cpulist
 from pxsched.root import Root
+from pxsched.value import Value
 
 DIR = "run/irqbalance"
 _GREETING = "settings nothing-at-all"  # a request without meaning, and without answer
@@ -35,8 +35,7 @@ _NAMELESS = "\0" * 108
 _SUN_PATH = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Daemon:
+class Daemon(Value):
     """One running irqbalance. start_ticks: tells it from a later one with the same pid; a restarted daemon
     has forgotten all bans. address: its socket below the root, or an abstract one's name from its NUL on.
     """
@@ -46,8 +45,7 @@ class Daemon:
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class Setup:
+class Setup(Value):
     """What it says of itself. irqs: banned by the command line and by us; cpus: banned CPUs, as a mask."""
 
     interval_s: int
@@ -60,8 +58,7 @@ class Setup:
         return MAX_REQUEST_BYTES - len(_ban_request(self.irqs))
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(Value):
     """A daemon as a pass saw it. setup: None when it did not answer."""
 
     daemon: Daemon

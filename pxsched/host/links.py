@@ -1,23 +1,22 @@
 """Network devices: the taps of a VM with their queues, and the port behind an SR-IOV virtual function.
 
-Rules: Documentation/networking/scaling.rst (RPS, XPS), Documentation/ABI/testing/sysfs-class-net; the port's
-state by rtnetlink. Proxmox calls the tap of `netN` tapVMIDiN.
+Rules: Documentation/networking/scaling.rst (RPS, XPS), Documentation/ABI/testing/sysfs-class-net; what a port
+tells its virtual functions by rtnetlink. Proxmox calls the tap of `netN` tapVMIDiN.
 """
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from pxsched.host import devices
 from pxsched.host.devices import PCI_DIR, Device
 from pxsched.root import Root
+from pxsched.value import Value, replace
 
 NET_DIR = "sys/class/net"
 _QUEUE = re.compile(r"([rt]x)-\d{1,5}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Tap:
+class Tap(Value):
     """ifindex: tells it from a later one with the same name. queues: `rx-0`, ...; tx queues are among them
     only where the device has several, as the kernel takes no mask otherwise.
     """
@@ -27,9 +26,8 @@ class Tap:
     queues: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
-    """The physical port behind a virtual function. up: None where netlink could not be asked.
+class Port(Value):
+    """The physical port behind a virtual function. up: None where the kernel could not be asked.
 
     speed_mbit: None when the link is down or the driver does not say. virtual_index: which of the port's
     functions it is; link_state: what the port tells it of the link: auto, enable, disable.
@@ -70,26 +68,31 @@ def _queue_order(queue: str) -> tuple[str, int]:
 def port_of(root: Root, device: Device) -> Port | None:
     """The port behind a virtual function of a network card; None for every other device.
 
-    Speaks netlink and takes tens of milliseconds to load it: for reports, never for the hook.
+    Loading psutil and pyroute2 takes tens of milliseconds: for reports, never for the hook.
     """
     names = root.list(f"{PCI_DIR}/{device.physical}/net") if device.physical else []
     if not names:
         return None
-    name, index = names[0], devices.virtual_index(root, device)
-    speed = root.read(f"{NET_DIR}/{name}/speed") or ""
+    name = names[0]
     port = Port(
-        name,
-        devices.node_of(root, device.physical),
-        speed_mbit=int(speed) if speed.isdecimal() else None,
-        virtual_index=index,
+        name, devices.node_of(root, device.physical), virtual_index=devices.virtual_index(root, device)
     )
-    return _with_netlink(port) if root.live else port
+    if root.live:
+        return _with_netlink(_with_state(port))
+    speed = root.read(f"{NET_DIR}/{name}/speed") or ""  # of a captured machine
+    return replace(port, speed_mbit=int(speed) if speed.isdecimal() else None)
+
+
+def _with_state(port: Port) -> Port:
+    """The port with its state and speed; as it was where the link is gone."""
+    import psutil
+
+    stats = psutil.net_if_stats().get(port.name)
+    return port if stats is None else replace(port, up=stats.isup, speed_mbit=stats.speed or None)
 
 
 def _with_netlink(port: Port) -> Port:
-    """The port with what rtnetlink says; as it was where pyroute2 is missing or the link is gone."""
-    from dataclasses import replace
-
+    """The port with what only rtnetlink knows; as it was where pyroute2 is missing or the link is gone."""
     try:
         from pyroute2 import IPRoute
         from pyroute2.netlink.exceptions import NetlinkError
@@ -104,7 +107,6 @@ def _with_netlink(port: Port) -> Port:
         if link.get_attr("IFLA_IFNAME") == port.name:
             return replace(
                 port,
-                up=link.get_attr("IFLA_OPERSTATE") == "UP",
                 rx_queues=link.get_attr("IFLA_NUM_RX_QUEUES"),
                 tx_queues=link.get_attr("IFLA_NUM_TX_QUEUES"),
                 link_state=_link_state(link, port.virtual_index),

@@ -7,18 +7,17 @@ Rules: Documentation/admin-guide/mm/hugetlbpage.rst (per-node pools), Documentat
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from pxsched.host import cgroup
 from pxsched.root import Root
+from pxsched.value import Value
 
 NODE_DIR = "sys/devices/system/node"
 POOL_DIR = "sys/kernel/mm/hugepages"
 ANY_SIZE = 0  # Proxmox's `hugepages: any`
 
 
-@dataclass(frozen=True, slots=True)
-class Pool:
+class Pool(Value):
     """Huge pages of one size on one node."""
 
     size_mib: int
@@ -30,8 +29,7 @@ class Pool:
         return self.size_mib * self.free
 
 
-@dataclass(frozen=True, slots=True)
-class NodeMemory:
+class NodeMemory(Value):
     """free_mib: what new processes may have, page cache that can be dropped included, huge pages not.
 
     contiguous_mib: of that, what is free in blocks of 2 MiB and more; the rest would need compaction.

@@ -4,13 +4,12 @@ Rules: Documentation/accounting/psi.rst, proc(5) meminfo, OpenZFS arcstats.
 """
 
 import re
-from dataclasses import dataclass
 
 from pxsched.root import Root
+from pxsched.value import Value
 
 
-@dataclass(frozen=True, slots=True)
-class HostMemory:
+class HostMemory(Value):
     """available_mib: what the host could give without swapping. stalled: per cent of the last ten seconds in
     which all tasks waited for memory.
     """

@@ -7,13 +7,13 @@ missing: old kernels have bitmaps only, guests no caches, offline CPUs no topolo
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 
 from pxsched.errors import UserError
 from pxsched.host import cpulist
 from pxsched.root import Root
+from pxsched.value import NOTHING, Value
 
 CPU_DIR = "sys/devices/system/cpu"
 NODE_DIR = "sys/devices/system/node"
@@ -25,8 +25,7 @@ class CpuKind(StrEnum):
     EFFICIENCY = "efficiency"
 
 
-@dataclass(frozen=True, slots=True)
-class Cpu:
+class Cpu(Value):
     """One logical CPU. core and l3 are numbers unique on the machine (positions in the machine's lists);
     node and package are the kernel's; None where the kernel says nothing. siblings includes the CPU itself.
     """
@@ -42,31 +41,27 @@ class Cpu:
     max_khz: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class L3:
+class L3(Value):
     id: int
     cpus: frozenset[int]
     size_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Value):
     """A NUMA node. cpus: its online CPUs, empty for memory-only nodes. distances: SLIT, to each node."""
 
     id: int
     cpus: frozenset[int]
     memory_bytes: int | None
-    distances: Mapping[int, int] = field(default_factory=dict)
+    distances: Mapping[int, int] = NOTHING
 
 
-@dataclass(frozen=True, slots=True)
-class Package:
+class Package(Value):
     id: int
     cpus: frozenset[int]
 
 
-@dataclass(frozen=True)
-class Topology:
+class Topology(Value):
     """One machine. cpus holds the present CPUs by id, offline ones included; the other sets online CPUs only.
 
     isolated: CPUs the kernel keeps out of load balancing (isolcpus=).

@@ -6,13 +6,13 @@ documentation of Karpenter's Proxmox provider; PVE::QemuServer::Memory knows num
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from pxsched.errors import UserError
 from pxsched.host import cpulist
 from pxsched.host.topology import Node, Topology
 from pxsched.proxmox.cluster import CAPACITY_NAME, CAPACITY_TAG
 from pxsched.settings.policy import NodeSettings
+from pxsched.value import Value
 
 DESCRIPTION = "Karpenter discovery service"
 MAX_NUMA_NODES = 8  # PVE::QemuServer::Memory, $MAX_NUMA
@@ -26,8 +26,7 @@ STALE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(Value):
     """What one NUMA node offers. memory_mib: whole GiB."""
 
     node: int

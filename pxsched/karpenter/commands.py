@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from dataclasses import asdict
 
 from pxsched.arguments import add
 from pxsched.errors import Exit
@@ -12,6 +11,7 @@ from pxsched.proxmox import cluster
 from pxsched.root import Root
 from pxsched.sandbox.stand_in import local_api
 from pxsched.settings import files as settings_module
+from pxsched.value import plain
 
 EXAMPLES = """\
 pxsched karpenter plan                        what would be written, changes nothing
@@ -69,13 +69,13 @@ def _export(options: dict[str, str], as_json: bool) -> int:
 def _settings(root: Root, described: document.Document, region: str | None, node: str | None) -> int:
     region = region or cluster.cluster_name(root) or "region-1"
     node = node or cluster.node_name(root)
-    print(json.dumps({region: {node: asdict(described)}}, indent=2))
+    print(json.dumps({region: {node: plain(described)}}, indent=2))
     return Exit.DONE
 
 
 def _show(todo: keep.Plan, vmid: int | None, applied: bool, as_json: bool) -> None:
     if as_json:
-        changes = [asdict(change) for change in todo.changes]
+        changes = [plain(change) for change in todo.changes]
         report = {"schema": 1, "node": todo.node, "vmid": vmid, "applied": applied}
         print(json.dumps(report | {"changes": changes, "notes": list(todo.notes)}))
         return

@@ -6,24 +6,22 @@ it does not know inside a node's settings and nowhere else, so the schema's numb
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
 
 from pxsched.host import cpulist
 from pxsched.host.topology import Topology
 from pxsched.karpenter.capacity import MIB, reserved_cpus
 from pxsched.settings.policy import NodeSettings
+from pxsched.value import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Numa:
+class Numa(Value):
     """cpus: kernel list syntax; memsize: bytes."""
 
     cpus: str
     memsize: int
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(Value):
     """Names are the provider's. l3 and smt are ours, in kernel list syntax, for readers that want more."""
 
     cores: int
@@ -33,8 +31,8 @@ class Document:
     nodes: dict[str, Numa]
     reservedcpus: list[int]
     reservedmemory: int
-    l3: list[str] = field(default_factory=list)
-    smt: list[str] = field(default_factory=list)
+    l3: tuple[str, ...] = ()
+    smt: tuple[str, ...] = ()
     schema: int = 1
 
 
@@ -56,8 +54,8 @@ def build(topology: Topology, settings: NodeSettings) -> Document:
         },
         reservedcpus=sorted(reserved_cpus(topology, settings)),
         reservedmemory=settings.karpenter_reserved_mib * MIB,
-        l3=[cpulist.format(l3.cpus) for l3 in topology.l3s],
-        smt=[cpulist.format(core) for core in siblings if len(core) > 1],
+        l3=tuple(cpulist.format(l3.cpus) for l3 in topology.l3s),
+        smt=tuple(cpulist.format(core) for core in siblings if len(core) > 1),
     )
 
 

@@ -7,7 +7,6 @@ could run is never taken for it.
 import json
 import os
 import re
-from dataclasses import dataclass, field
 
 from pxsched.errors import UserError
 from pxsched.guest import config
@@ -19,6 +18,7 @@ from pxsched.proxmox.cluster import Guest
 from pxsched.root import Root
 from pxsched.sandbox.stand_in import local_api
 from pxsched.settings.policy import NodeSettings
+from pxsched.value import Value
 
 # Where the VM was last found: the tick then reads one file instead of all configurations.
 RECORD = "run/pxsched/karpenter.json"
@@ -27,8 +27,7 @@ _DISK = re.compile(r"(?:ide|sata|scsi|virtio|efidisk|tpmstate|unused)\d+", re.AS
 _ORDER = ("name", "tags", "description", "affinity", "cores", "cpu", "memory", "numa")
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Value):
     """One option. now, want: None where it is not set."""
 
     key: str
@@ -43,19 +42,17 @@ class Change:
         return f"~ {self.key}: {self.now} -> {self.want}"
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Value):
     """What has to be written. vmid: None while there is no such VM on the node."""
 
     node: str
     vmid: int | None
     changes: tuple[Change, ...]
     digest: str = ""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Value):
     """What is kept between passes. said: what the last one had to say."""
 
     vmid: int | None = None

@@ -7,8 +7,6 @@ QEMU shows what the balloon has reached, never what it was told; so what we told
 import errno
 import json
 import os
-from dataclasses import dataclass
-from typing import ClassVar
 
 from pxsched.guest import balloon
 from pxsched.guest.qmp import QmpError, QmpGone
@@ -23,11 +21,10 @@ Told = dict[int, tuple[int, int]]  # VMID -> the process's start time, MiB
 _cache: tuple[tuple[str, int, int, int], Told] | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class Balloon(Knob):
     """start_ticks: of the VM's process, which tells one run of it from the next."""
 
-    kind: ClassVar[str] = "balloon"
+    kind = "balloon"
 
     vmid: int
     start_ticks: int

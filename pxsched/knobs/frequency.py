@@ -1,8 +1,6 @@
 """How a frequency policy is governed: its governor, and its preference between energy and performance."""
 
 import errno
-from dataclasses import dataclass
-from typing import ClassVar
 
 from pxsched.host import frequency
 from pxsched.knobs import file
@@ -10,13 +8,12 @@ from pxsched.knobs.knob import Knob, Rank
 from pxsched.root import Root
 
 
-@dataclass(frozen=True, slots=True)
 class Governor(Knob):
     """`performance` also forces the energy preference, and amd-pstate leaves it so afterwards: the original
     therefore names both, `powersave balance_performance`, and a preference that was forced is put back, too.
     """
 
-    kind: ClassVar[str] = "governor"
+    kind = "governor"
 
     policy: int
 
@@ -41,12 +38,11 @@ class Governor(Knob):
         return root.read(f"{frequency.directory(root, self.policy)}/{frequency.PREFERENCE}") or ""
 
 
-@dataclass(frozen=True, slots=True)
 class EnergyPreference(Knob):
     """Under the governor `performance` the kernel takes no other value: it comes after the governor."""
 
-    kind: ClassVar[str] = "energy"
-    rank: ClassVar[Rank] = Rank.FOLLOWER
+    kind = "energy"
+    rank = Rank.FOLLOWER
 
     policy: int
 

@@ -5,8 +5,6 @@ refuse with EIO or EPERM; one that vanishes meanwhile may answer EIO as well.
 """
 
 import errno
-from dataclasses import dataclass
-from typing import ClassVar
 
 from pxsched.host import cpulist, interrupts
 from pxsched.host.interrupts import IRQ_DIR
@@ -15,13 +13,12 @@ from pxsched.knobs.knob import Gone, Knob
 from pxsched.root import Root
 
 
-@dataclass(frozen=True, slots=True)
 class InterruptAffinity(Knob):
     """identity: the interrupt's name, which holds the PCI address of a passed-through device; its number may
     be another interrupt's tomorrow.
     """
 
-    kind: ClassVar[str] = "irq"
+    kind = "irq"
 
     number: int
     identity: str
@@ -49,11 +46,10 @@ class InterruptAffinity(Knob):
         return interrupts.present(root, self.number, self.identity)
 
 
-@dataclass(frozen=True, slots=True)
 class DefaultAffinity(Knob):
     """The mask that interrupts get when they are set up."""
 
-    kind: ClassVar[str] = "irq-default"
+    kind = "irq-default"
 
     def read(self, root: Root) -> str:
         text = root.read(f"{IRQ_DIR}/default_smp_affinity")

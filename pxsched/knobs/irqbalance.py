@@ -5,9 +5,6 @@ that come and go meanwhile, too. A knob belongs to one run of the daemon: a rest
 we asked for, and has bans of its own again.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 from pxsched.host import cpulist, irqbalance
 from pxsched.host.irqbalance import Daemon, Setup
 from pxsched.knobs.knob import Gone, Knob
@@ -16,9 +13,8 @@ from pxsched.root import Root
 BANNED, FREE = "banned", "free"
 
 
-@dataclass(frozen=True, slots=True)
 class InterruptBan(Knob):
-    kind: ClassVar[str] = "irqbalance-irq"
+    kind = "irqbalance-irq"
 
     pid: int
     start_ticks: int
@@ -37,11 +33,10 @@ class InterruptBan(Knob):
         irqbalance.ban(root, daemon, [*others, self.number] if value == BANNED else others)
 
 
-@dataclass(frozen=True, slots=True)
 class CpuBan(Knob):
     """Value: a mask of CPUs."""
 
-    kind: ClassVar[str] = "irqbalance-cpus"
+    kind = "irqbalance-cpus"
 
     pid: int
     start_ticks: int

@@ -15,14 +15,13 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import ClassVar
 
 from pxsched.errors import UserError
 from pxsched.host import cgroup, cpulist, systemd
 from pxsched.host.cgroup import Task
 from pxsched.knobs.knob import Gone, Knob, Rank
 from pxsched.root import Root
+from pxsched.value import Value
 
 UNITS = ("system.slice", "user.slice", "init.scope")
 GROUPS = ("lxc",)
@@ -30,8 +29,7 @@ MOMENT_S, LONG_MOMENT_S = 0.25, 1.0
 _PROPERTY = "AllowedCPUs"
 
 
-@dataclass(frozen=True, slots=True)
-class Original:
+class Original(Value):
     """cpus: as configured, empty for none; force: in force. bare: systemd kept no property of its own for it.
     tasks: those with a mask of their own.
     """
@@ -55,16 +53,15 @@ def loads(value: str) -> Original | None:
     return Original(cpus, force, bare, bound)
 
 
-@dataclass(frozen=True, slots=True)
 class _HostCpus(Knob):
     """What slices and plain groups have in common; name: of the unit or group, one of a fixed list."""
 
-    rank: ClassVar[Rank] = Rank.CPUSET
-    names: ClassVar[tuple[str, ...]] = ()
+    rank = Rank.CPUSET
+    names = tuple[str, ...]()
 
     name: str
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.name not in self.names:
             raise ValueError(f"{self.name[:40]!r} is none of {', '.join(self.names)}")
 
@@ -116,15 +113,14 @@ class _HostCpus(Knob):
         """Configures the set. bare: leave nothing behind that says so."""
 
 
-@dataclass(frozen=True, slots=True)
 class SliceCpus(_HostCpus):
     """A systemd unit, by its runtime property; systemd has no cpusets on cgroup v1.
 
     A slice without tasks has no cgroup; its property counts as soon as somebody logs in.
     """
 
-    kind: ClassVar[str] = "slice"
-    names: ClassVar[tuple[str, ...]] = UNITS
+    kind = "slice"
+    names = UNITS
 
     def read(self, root: Root) -> str:
         if cgroup.version(root) is cgroup.Version.V2 and not cgroup.exists(root, self.name):
@@ -179,12 +175,11 @@ class SliceCpus(_HostCpus):
             time.sleep(0.002)
 
 
-@dataclass(frozen=True, slots=True)
 class GroupCpus(_HostCpus):
     """A group that is no unit of systemd's, by its file."""
 
-    kind: ClassVar[str] = "cgroup"
-    names: ClassVar[tuple[str, ...]] = GROUPS
+    kind = "cgroup"
+    names = GROUPS
 
     def _set(self, root: Root, cpus: str, *, bare: bool) -> None:
         if cpus:

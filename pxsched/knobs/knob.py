@@ -5,13 +5,11 @@ start time, an interrupt's device. A knob whose object is gone raises `Gone`; wh
 OSError with its errno.
 """
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
 from enum import IntEnum
 from importlib import import_module
-from typing import ClassVar
 
 from pxsched.root import Root
+from pxsched.value import Value, fields, items
 
 
 class Gone(Exception):
@@ -29,24 +27,26 @@ class Rank(IntEnum):
     THREAD = 90
 
 
-@dataclass(frozen=True, slots=True)
-class Knob(ABC):
-    """Subclasses are dataclasses whose fields (int or str, without commas) make up the key."""
+class Knob(Value):
+    """The fields of a subclass (int or str, without commas) make up the key."""
 
-    kind: ClassVar[str]
-    rank: ClassVar[Rank] = Rank.DEVICE
+    kind = ""
+    rank = Rank.DEVICE
 
     @property
     def key(self) -> str:
-        return f"{self.kind}:" + ",".join(str(getattr(self, item.name)) for item in fields(self))
+        return f"{self.kind}:" + ",".join(str(value) for _, value in items(self))
 
-    @abstractmethod
+    def check(self) -> None:
+        """Raises ValueError where the fields, from a journal that may be damaged, name nothing of ours."""
+
     def read(self, root: Root) -> str:
         """The value now. Raises Gone or OSError."""
+        raise NotImplementedError
 
-    @abstractmethod
     def write(self, root: Root, value: str) -> None:
         """Sets the value. Raises Gone or OSError."""
+        raise NotImplementedError
 
     def original(self, root: Root) -> str:
         """The value to put back later, where that says more than `read` does."""
@@ -114,10 +114,9 @@ def from_key(key: str) -> Knob:
     model = _model(key)
     text = key.partition(":")[2]
     values = text.split(",") if text else []
-    items = fields(model)
-    if len(values) != len(items):
+    kinds = fields(model).values()
+    if len(values) != len(kinds):
         raise ValueError(f"malformed knob {key[:60]!r}")
-    typed = (
-        int(text) if item.type in (int, "int") else text for item, text in zip(items, values, strict=True)
-    )
-    return model(*typed)
+    knob = model(*(kind(text) for kind, text in zip(kinds, values, strict=True)))
+    knob.check()
+    return knob

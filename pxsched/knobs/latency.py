@@ -6,8 +6,6 @@ Rules: sched(7); Documentation/virt/kvm/halt-polling.rst; Documentation/ABI/test
 
 import errno
 import os
-from dataclasses import dataclass
-from typing import ClassVar
 
 from pxsched.guest import process
 from pxsched.knobs import file
@@ -26,12 +24,11 @@ _REAL_TIME = ("fifo", "rr")
 _RESET = "+reset"  # SCHED_RESET_ON_FORK
 
 
-@dataclass(frozen=True, slots=True)
 class Scheduling(Knob):
     """One thread's scheduling policy and real-time priority: `fifo 5`, `other 0`, `batch+reset 0`."""
 
-    kind: ClassVar[str] = "scheduling"
-    rank: ClassVar[Rank] = Rank.THREAD
+    kind = "scheduling"
+    rank = Rank.THREAD
 
     tid: int
     start_ticks: int
@@ -81,15 +78,14 @@ def _check_throttling(root: Root) -> None:
         raise OSError(errno.EPERM, "kernel.sched_rt_runtime_us is -1: nothing would throttle the guest")
 
 
-@dataclass(frozen=True, slots=True)
 class KvmParameter(Knob):
     """A module parameter of KVM that concerns the whole node: halt_poll_ns."""
 
-    kind: ClassVar[str] = "kvm"
+    kind = "kvm"
 
     name: str
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.name != "halt_poll_ns":
             raise ValueError(f"{self.name[:40]!r} is no parameter of ours")
 
@@ -100,11 +96,10 @@ class KvmParameter(Knob):
         file.write(root, f"sys/module/kvm/parameters/{self.name}", value)
 
 
-@dataclass(frozen=True, slots=True)
 class ResumeLatency(Knob):
     """How long one CPU may take to wake up, in microseconds, as the kernel writes it."""
 
-    kind: ClassVar[str] = "resume-latency"
+    kind = "resume-latency"
 
     cpu: int
 

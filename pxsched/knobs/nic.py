@@ -3,8 +3,6 @@ queue (Documentation/networking/scaling.rst).
 """
 
 import re
-from dataclasses import dataclass
-from typing import ClassVar
 
 from pxsched.host import cpulist
 from pxsched.host.links import NET_DIR
@@ -13,11 +11,10 @@ from pxsched.knobs.knob import Gone, Knob
 from pxsched.root import Root
 
 
-@dataclass(frozen=True, slots=True)
 class QueueMask(Knob):
     """interface: a tap. ifindex: tells it from a later one with that name. queue: `rx-N` or `tx-N`."""
 
-    kind: ClassVar[str] = "nic-queue"
+    kind = "nic-queue"
 
     interface: str
     ifindex: int

@@ -10,8 +10,6 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import ClassVar
 
 from pxsched.host import cgroup, cpulist, systemd
 from pxsched.knobs import file
@@ -24,12 +22,11 @@ _FILES = {"AllowedCPUs": "cpuset.cpus", "AllowedMemoryNodes": "cpuset.mems"}
 _FILE = re.compile(r"AllowedCPUs=([\d,-]*)\nAllowedMemoryNodes=([\d,-]*)\n", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
 class DropIn(Knob):
     """What the scope will be confined to when it starts: `CPUS NODES`, or nothing."""
 
-    kind: ClassVar[str] = "dropin"
-    rank: ClassVar[Rank] = Rank.CPUSET
+    kind = "dropin"
+    rank = Rank.CPUSET
 
     vmid: int
 
@@ -78,12 +75,11 @@ class DropIn(Knob):
         return f"{_UNITS}/{self.vmid}.scope.d/pxsched.conf"
 
 
-@dataclass(frozen=True, slots=True)
 class MemoryNodes(Knob):
     """The nodes that a running scope's memory may come from; nothing where all may."""
 
-    kind: ClassVar[str] = "memory-nodes"
-    rank: ClassVar[Rank] = Rank.CPUSET
+    kind = "memory-nodes"
+    rank = Rank.CPUSET
 
     vmid: int
 
@@ -101,7 +97,6 @@ class MemoryNodes(Knob):
         return cpulist.parse(now) == cpulist.parse(want)
 
 
-@dataclass(frozen=True, slots=True)
 class Partition(Knob):
     """The CPUs that are the scope's alone, taken from all other groups; nothing where it shares.
 
@@ -109,8 +104,8 @@ class Partition(Knob):
     systemd keeps the controller there for us as long as it has AllowedCPUs= of the scope to look after.
     """
 
-    kind: ClassVar[str] = "partition"
-    rank: ClassVar[Rank] = Rank.CPUSET
+    kind = "partition"
+    rank = Rank.CPUSET
 
     vmid: int
 

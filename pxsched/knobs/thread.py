@@ -2,8 +2,6 @@
 
 import errno
 import os
-from dataclasses import dataclass
-from typing import ClassVar
 
 from pxsched.guest import process
 from pxsched.host import cpulist
@@ -11,12 +9,11 @@ from pxsched.knobs.knob import Gone, Knob, Rank
 from pxsched.root import Root
 
 
-@dataclass(frozen=True, slots=True)
 class ThreadAffinity(Knob):
     """start_ticks tells the thread from a later one with the same id."""
 
-    kind: ClassVar[str] = "affinity"
-    rank: ClassVar[Rank] = Rank.THREAD
+    kind = "affinity"
+    rank = Rank.THREAD
 
     tid: int
     start_ticks: int

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any
@@ -22,6 +21,7 @@ from pxsched.ledger import lock
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
 from pxsched.settings.policy import Policy
+from pxsched.value import Value, items, replace
 
 SCHEMA = 1
 DIR = "run/pxsched"
@@ -36,8 +36,7 @@ class State(StrEnum):
     RUNNING = "running"
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Value):
     """What one VM holds. placement: where it belongs. process: its QEMU, None while it starts.
 
     starter: the task that starts QEMU; the claim is void when that ends without QEMU.
@@ -69,8 +68,7 @@ class Claim:
         return self.placement.vmid
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Value):
     """One knob we hold. owner: a VMID, or NODE. since_ns, drifted_ns: boot time of our first turn, and of
     when something else turned it last (None: never); drifts: how often. note: why it is not as wanted.
     leaving: it is being put back; where a pass was killed meanwhile, it may look as wanted and be so in part.
@@ -87,14 +85,20 @@ class Entry:
     leaving: bool = False
 
 
-@dataclass(slots=True)
 class Ledger:
     """The content of the file. Change it only inside `locked`. stored: what the file is known to say."""
 
-    claims: dict[int, Claim] = field(default_factory=dict)
-    journal: dict[str, Entry] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    stored: tuple[dict[int, Claim], dict[str, Entry]] | None = None
+    def __init__(
+        self,
+        claims: dict[int, Claim] | None = None,
+        journal: dict[str, Entry] | None = None,
+        warnings: list[str] | None = None,
+        stored: tuple[dict[int, Claim], dict[str, Entry]] | None = None,
+    ) -> None:
+        self.claims = claims or {}
+        self.journal = journal or {}
+        self.warnings = warnings or []
+        self.stored = stored
 
     def dumps(self, boot_id: str) -> str:
         return json.dumps(
@@ -295,18 +299,14 @@ def _policy_out(policy: Policy) -> dict[str, Any]:
     """Only what differs from the defaults."""
     if policy is _DEFAULT:
         return {}
-    return {
-        item.name: getattr(policy, item.name)
-        for item in fields(Policy)
-        if getattr(policy, item.name) != item.default
-    }
+    return {name: value for name, value in items(policy) if value != Policy.declared[name].default}
 
 
 def _policy_in(body: Mapping[str, Any]) -> Policy:
     if not body:
         return _DEFAULT
-    parsers = {item.name: item.metadata["parse"] for item in fields(Policy)}
-    return replace(Policy(), **{name: parsers[name](value) for name, value in body.items()})
+    values: dict[str, Any] = {name: Policy.declared[name].parse(value) for name, value in body.items()}
+    return replace(Policy(), **values)
 
 
 def _process_out(process: Process | None) -> list[int] | None:

@@ -1,5 +1,5 @@
-"""A lock between processes: filelock on a file of ours. The kernel releases it when its holder ends, in whatever
-way.
+"""A lock between processes: filelock on a file of ours. The kernel releases it when its holder ends, in
+whatever way.
 """
 
 import os

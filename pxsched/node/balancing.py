@@ -8,7 +8,6 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pxsched.balance import cpu, samples
@@ -21,6 +20,7 @@ from pxsched.node import measuring, settle
 from pxsched.node.reconcile import Report, reconcile
 from pxsched.node.sighting import Node, Sighting
 from pxsched.root import Root
+from pxsched.value import Value, replace
 
 if TYPE_CHECKING:  # most nodes have no guest whose balloon is ours
     from pxsched.balance import balloon
@@ -33,13 +33,12 @@ MEMORY_PERIOD_S = 5.0
 SAVE_PERIOD_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Value):
     """What one pass moved and why."""
 
     moves: tuple[cpu.Move, ...] = ()
     balloons: "tuple[balloon.BalloonTarget, ...]" = ()
-    report: Report = field(default_factory=Report)
+    report: Report | None = None
 
     @property
     def lines(self) -> list[str]:
@@ -47,7 +46,7 @@ class Result:
         return [
             *(f"moved VM {move.vmid}: {move.why}" for move in self.moves),
             *(f"{target.why}: {target.target_mib} MiB" for target in self.balloons),
-            *self.report.failed,
+            *(self.report.failed if self.report else ()),
         ]
 
 

@@ -5,7 +5,6 @@ Placement itself is a pure function; this decides when it is asked, and with wha
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 
 from pxsched.guest import process
 from pxsched.guest.config import GuestNode, Machine
@@ -16,18 +15,19 @@ from pxsched.ledger.file import Claim, Ledger, State
 from pxsched.node.sighting import Node, Sighting
 from pxsched.placement.request import Holding, Placement, Refused, Request, VmClass
 from pxsched.settings.policy import Policy, Wish
+from pxsched.value import replace
 
 # A start that takes longer has failed: Proxmox waits a second per GiB at most (config_aware_timeout).
 LONGEST_START_NS = 3600 * 10**9
 
 
-@dataclass(slots=True)
 class Changes:
     """What one update did. placed: VMIDs with a new placement; dropped; refused: the reason by VMID."""
 
-    placed: list[int] = field(default_factory=list)
-    dropped: list[int] = field(default_factory=list)
-    refused: dict[int, str] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.placed: list[int] = []
+        self.dropped: list[int] = []
+        self.refused: dict[int, str] = {}
 
 
 def vm_class(machine: Machine, policy: Policy) -> VmClass:

@@ -1,7 +1,5 @@
 """What a pass would do for one VM, without doing it; and how the knobs in the journal stand now."""
 
-from dataclasses import dataclass
-
 from pxsched.errors import UserError
 from pxsched.guest import process
 from pxsched.guest.process import Process
@@ -15,13 +13,13 @@ from pxsched.node import sighting as nodes
 from pxsched.node.sighting import Node
 from pxsched.placement.request import Refused
 from pxsched.root import Root
+from pxsched.value import Value
 
 # Stands for the task that would start QEMU, in a plan for a VM that does not run.
 _NOBODY = Process(0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedSetting:
+class PlannedSetting(Value):
     """knob: its key. now: None when the knob cannot be read."""
 
     knob: str
@@ -29,8 +27,7 @@ class PlannedSetting:
     want: str
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Value):
     claim: Claim
     settings: tuple[PlannedSetting, ...]
 

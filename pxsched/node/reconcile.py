@@ -8,7 +8,6 @@ A crash at any point leaves the original in the journal, and running the same ag
 """
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
 
 from pxsched.errors import UserError
 from pxsched.knobs import knob as knobs
@@ -17,10 +16,10 @@ from pxsched.ledger import file as ledgers
 from pxsched.ledger.file import Entry, Ledger
 from pxsched.plugins.view import Setting
 from pxsched.root import Root
+from pxsched.value import Value, replace
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(Value):
     """One write that was made. drifted: something else had turned the knob since our last write."""
 
     key: str
@@ -31,13 +30,13 @@ class Turn:
     drifted: bool = False
 
 
-@dataclass(slots=True)
 class Report:
     """What one reconciliation did: writes, values put back, and what the kernel did not take."""
 
-    turned: list[Turn] = field(default_factory=list)
-    restored: list[Turn] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)  # each said once, not at every pass
+    def __init__(self) -> None:
+        self.turned: list[Turn] = []
+        self.restored: list[Turn] = []
+        self.failed: list[str] = []  # each said once, not at every pass
 
 
 def reconcile(

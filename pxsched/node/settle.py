@@ -1,7 +1,6 @@
 """One pass: look, decide who holds what, turn the knobs. The hook, the timer and the commands all do this."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.file import NODE, Claim, Ledger
@@ -13,10 +12,10 @@ from pxsched.node.sighting import Node, Sighting
 from pxsched.plugins import registry
 from pxsched.plugins.view import Setting
 from pxsched.root import Root
+from pxsched.value import NOTHING, Value
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
+class Pass(Value):
     """What one pass found and did. claims: as they are now, of the VMs that were looked at.
 
     restless: something is expected to appear soon, such as the interrupts of a device whose guest boots.
@@ -24,7 +23,7 @@ class Pass:
 
     changes: Changes
     report: Report
-    claims: dict[int, Claim] = field(default_factory=dict)
+    claims: Mapping[int, Claim] = NOTHING
     notes: tuple[str, ...] = ()
     restless: bool = False
 
@@ -70,8 +69,7 @@ def decide(node: Node, ledger: Ledger, sightings: list[Sighting]) -> tuple[Chang
     return changes, seen
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Value):
     """What all plugins want and have to say. restless: something of a VM is expected to appear soon."""
 
     settings: list[Setting]

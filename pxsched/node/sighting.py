@@ -6,7 +6,6 @@ source's. /etc/pve may be empty while pve-cluster is down; that never means that
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,13 +17,13 @@ from pxsched.host.topology import Topology
 from pxsched.root import Root
 from pxsched.settings import files as settings_module
 from pxsched.settings.files import Settings
+from pxsched.value import Value
 
 if TYPE_CHECKING:
     from pxsched.host.memory import NodeMemory
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
+class Sighting(Value):
     """What was seen of one VM. machine: None when its configuration is nowhere to be read.
 
     starter: the task that is about to start QEMU. source: the node a migration comes from.
@@ -41,8 +40,7 @@ class Sighting:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(Value):
     root: Root
     settings: Settings
     topology: Topology

@@ -2,7 +2,6 @@
 
 import os
 import time
-from dataclasses import replace
 from typing import NamedTuple
 
 from pxsched.guest import process
@@ -12,6 +11,7 @@ from pxsched.ledger.file import Ledger
 from pxsched.node import sighting as nodes
 from pxsched.node.sighting import Sighting
 from pxsched.root import Root
+from pxsched.value import replace
 
 # /etc/pve counts whole seconds: a file written so lately may be written again without showing it.
 FRESH_S = 2.0

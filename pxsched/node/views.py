@@ -1,7 +1,6 @@
 """Reads what the plugins need to know: only of the VMs at hand, and only what they can have."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pxsched.guest.config import Machine
@@ -11,6 +10,7 @@ from pxsched.placement.request import VmClass
 from pxsched.plugins.view import HostView, VmView
 from pxsched.root import Root
 from pxsched.settings.policy import Isolation, MemoryMode
+from pxsched.value import replace
 
 if TYPE_CHECKING:
     from pxsched.host.frequency import FrequencyPolicy

@@ -5,7 +5,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pxsched import chain
 from pxsched.errors import Exit, UserError
@@ -18,6 +17,7 @@ from pxsched.proxmox.cluster import Guest
 from pxsched.proxmox.connection import Login, remote
 from pxsched.root import Root
 from pxsched.sandbox import stand_in
+from pxsched.value import Value
 
 EPILOG = """\
 examples:
@@ -31,8 +31,7 @@ examples:
 MARKS = {Outcome.CHANGE: "", Outcome.ALREADY: "unchanged", Outcome.SKIP: "skipped", Outcome.REFUSE: "REFUSED"}
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(Value):
     """Where VMs are read from and changed. files: None over HTTPS; api: made when it is needed."""
 
     files: Root | None

@@ -6,11 +6,11 @@ backups, and refuses to start a VM whose script is missing on its node.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 
 from pxsched.errors import UserError
 from pxsched.proxmox.cluster import Guest
+from pxsched.value import Value
 
 SCRIPT_NAME = "pxsched"
 
@@ -22,8 +22,7 @@ class Outcome(StrEnum):
     REFUSE = "refuse"
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(Value):
     """The VMs meant: by number, by tag, or all of `node` (None: of all nodes)."""
 
     vmids: tuple[int, ...] = ()
@@ -32,8 +31,7 @@ class Selection:
     node: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Value):
     """What happens to one VM. want: its hookscript afterwards, empty for none. chain: the script that ours
     will run from now on. shares: its `shares` afterwards, empty for unset, None where they stay. notes: what
     the admin should know.

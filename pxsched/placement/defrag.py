@@ -1,19 +1,18 @@
 """Which VMs to move so that no dedicated VM crosses nodes or L3 groups without need. It only proposes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 
 from pxsched.host import cpulist
 from pxsched.placement.machine import Machine, machine_of, mask_of
 from pxsched.placement.memory import divide, free_memory
 from pxsched.placement.request import Holding, Host, Placement, Refused, Request, VmClass
 from pxsched.placement.search import place
+from pxsched.value import Value, replace
 
 Running = Mapping[int, tuple[Request, Holding]]
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(Value):
     """How widely a VM is spread; smaller is better, nodes before L3 groups."""
 
     nodes: int
@@ -24,15 +23,13 @@ class Span:
         return (self.nodes, self.groups)
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(Value):
     vmid: int
     before: frozenset[int]
     to: Placement
 
 
-@dataclass(frozen=True, slots=True)
-class Remedy:
+class Remedy(Value):
     """Moves, in order, that end one VM's crossing. `vmid` is that VM; it moves last."""
 
     vmid: int

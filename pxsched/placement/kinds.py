@@ -1,18 +1,17 @@
 """Which CPUs a VM should rather have where a machine has several kinds: by core type, L3 or frequency."""
 
 from collections import defaultdict
-from dataclasses import dataclass
 
 from pxsched.host.topology import CpuKind
 from pxsched.placement.machine import Machine, bits
 from pxsched.settings.policy import Prefer
+from pxsched.value import Value
 
 # Favoured cores come in a few steps; finer differences are not worth a search each.
 MOST_CLASSES = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+class Variant(Value):
     """A subset of the CPUs to search in. rank: (kinds mixed, how far from the preferred class)."""
 
     rank: tuple[int, int]

@@ -1,13 +1,12 @@
 """How a VM's vCPUs are divided over NUMA nodes: as its guest nodes say, else evenly."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from pxsched.placement.request import Request
+from pxsched.value import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Value):
     """vCPUs that belong on one node, with their memory. hosts: the nodes allowed, None for any.
 
     bound: the memory must come from that node.
@@ -59,8 +58,7 @@ def sockets(request: Request) -> int:
     return request.vcpus // request.sockets if even else 0
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Price:
+class Price(Value):
     """What a division costs; smaller is better. groups: L3 groups, then cores joined with other VMs.
     torn: shares that tear the siblings of a core apart. room: whole groups broken, then CPUs left over.
     """
@@ -75,6 +73,9 @@ class Price:
             self.torn + other.torn,
             (self.room[0] + other.room[0], self.room[1] + other.room[1]),
         )
+
+    def __lt__(self, other: "Price") -> bool:
+        return (self.groups, self.torn, self.room) < (other.groups, other.torn, other.room)
 
 
 # The price of so many vCPUs on the node at a position; None when they do not fit.

@@ -5,10 +5,10 @@ Bit N of a mask is logical CPU N. Tables are built once for a topology and kept 
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 from pxsched.host.topology import CpuKind, Topology
+from pxsched.value import Value
 
 NO_NODE = 1 << 30  # of CPUs that no NUMA node claims; comes after all nodes, never shown
 
@@ -32,8 +32,7 @@ def set_of(mask: int) -> frozenset[int]:
     return frozenset(bits(mask))
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(Value):
     """The CPUs of one L3 group on one node: the whole L3, but for sub-NUMA clustering.
 
     group: names the L3; CPUs without one form a group per node. cores: masks of its cores, in order.
@@ -46,8 +45,7 @@ class Cell:
     size_bytes: int
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(Value):
     """Masks of online CPUs only.
 
     threads: most siblings that any core has. nodes: ids of nodes with CPUs, cpus: their masks.

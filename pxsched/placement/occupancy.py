@@ -1,17 +1,16 @@
 """What other VMs leave of the machine: free CPUs for exclusive use, CPUs for shared homes, and loads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pxsched.placement.machine import Machine, mask_of
 from pxsched.placement.request import Holding, Host, Request, VmClass
 from pxsched.settings.policy import Smt
+from pxsched.value import Value
 
 EXCLUSIVE = (VmClass.DEDICATED, VmClass.PINNED)
 
 
-@dataclass(frozen=True, slots=True)
-class Float:
+class Float(Value):
     """A VM without CPUs of its own: where its vCPUs may run, and what it needs there."""
 
     vmid: int
@@ -21,8 +20,7 @@ class Float:
     weight: int
 
 
-@dataclass(frozen=True, slots=True)
-class Occupancy:
+class Occupancy(Value):
     """owned: VMs by the CPUs they hold exclusively. taken: the union of these.
     blocked: taken, and the siblings that another dedicated VM must not use.
     idle: siblings that must stay idle. constrained: where the admin lets VMs float.

@@ -4,13 +4,13 @@ CPU sets are frozensets of logical CPU ids; memory is in MiB; loads are in CPUs'
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pxsched.errors import UserError
 from pxsched.guest.config import GuestNode as GuestNode
 from pxsched.host.topology import Topology
 from pxsched.settings.policy import Prefer, Smt
+from pxsched.value import NOTHING, Value
 
 
 class VmClass(StrEnum):
@@ -22,8 +22,7 @@ class VmClass(StrEnum):
     SHARED = "shared"
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(Value):
     """Where a VM belongs. vcpus[i]: the CPUs that vCPU i may use; emulator: those of its other threads;
     nodes: where its memory belongs; why: sentences for a person, most important first.
     """
@@ -40,8 +39,7 @@ class Placement:
         return frozenset().union(*self.vcpus)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Value):
     """What one VM wants.
 
     affinity: the admin's list in written order; empty when unset.
@@ -74,8 +72,7 @@ class Request:
     resident: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
+class Holding(Value):
     """What another VM holds now. load: its measured demand in CPUs (running + waiting), None when unknown;
     memory_mib: by NUMA node.
     """
@@ -86,15 +83,14 @@ class Holding:
     smt: Smt = Smt.PREFER
     weight: int = 100
     load: float | None = None
-    memory_mib: Mapping[int, int] = field(default_factory=dict)
+    memory_mib: Mapping[int, int] = NOTHING
 
     @property
     def cpus(self) -> frozenset[int]:
         return frozenset().union(*self.vcpus)
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(Value):
     """The machine as placement sees it.
 
     housekeeping: CPUs for host tasks and emulator threads, never dedicated to a VM.
@@ -106,8 +102,8 @@ class Host:
     topology: Topology
     housekeeping: frozenset[int] = frozenset()
     reserved: frozenset[int] = frozenset()
-    free_mib: Mapping[int, int] = field(default_factory=dict)
-    free_hugepages_mib: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    free_mib: Mapping[int, int] = NOTHING
+    free_hugepages_mib: Mapping[tuple[int, int], int] = NOTHING
 
 
 class Refused(UserError):

@@ -1,7 +1,8 @@
 """What a candidate placement is worth: the rules as a tuple, so that the best one is the smallest."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from pxsched.value import Value
 
 
 class Score(NamedTuple):
@@ -24,8 +25,7 @@ class Score(NamedTuple):
         return self[:8]
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Value):
     """homes: the vCPUs of each node. split: a guest node had to be divided over host nodes."""
 
     score: Score
@@ -54,8 +54,7 @@ class HomeScore(NamedTuple):
     order: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Home:
+class Home(Value):
     score: HomeScore
     nodes: tuple[int, ...]
     mask: int

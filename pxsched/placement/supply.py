@@ -5,14 +5,13 @@ touches, `isolate` one CPU of each such core, `share` any free CPU.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 from pxsched.placement.machine import Cell, Machine
 from pxsched.settings.policy import Smt
+from pxsched.value import Value, replace
 
 
-@dataclass(frozen=True, slots=True)
-class Fill:
+class Fill(Value):
     """CPUs chosen on one node. groups: their L3 groups; broken: untouched L3 groups that are now partly
     used; leftover: CPUs still free in the chosen groups; disturbed: demand of shared VMs living there;
     joined: cores that another VM has part of.
@@ -26,8 +25,7 @@ class Fill:
     joined: int
 
 
-@dataclass(frozen=True, slots=True)
-class Stock:
+class Stock(Value):
     """One cell's usable CPUs. whole: nothing of the cell is in use. alone: how many of the CPUs are on cores
     that no other VM has part of.
     """

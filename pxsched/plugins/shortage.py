@@ -1,14 +1,12 @@
 """Whether a VM that is about to start finds its memory, told before QEMU fails for want of it."""
 
-from dataclasses import dataclass
-
 from pxsched.guest.config import Machine
 from pxsched.host.memory import NodeMemory
 from pxsched.placement.request import Placement
+from pxsched.value import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Shortage:
+class Shortage(Value):
     """A node that cannot give a VM what it needs. fragmented: compaction may help."""
 
     node: int

@@ -8,7 +8,6 @@ Both are pure: everything that had to be read is in the views.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # the hook loads only what a VM has
@@ -27,6 +26,7 @@ if TYPE_CHECKING:  # the hook loads only what a VM has
     from pxsched.ledger.file import Claim
 
 from pxsched.settings.policy import NodeSettings
+from pxsched.value import NOTHING, Value
 
 
 class Setting(NamedTuple):
@@ -43,8 +43,7 @@ class Setting(NamedTuple):
     inherited: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class VmView:
+class VmView(Value):
     """One VM that runs or is about to. threads: QEMU's, empty before it runs.
 
     devices: passed through; interrupts: theirs, as many as the guest's drivers have enabled.
@@ -64,8 +63,7 @@ class VmView:
         return self.claim.vmid
 
 
-@dataclass(frozen=True, slots=True)
-class HostView:
+class HostView(Value):
     """The node. claims: of all VMs we placed, this one included. housekeeping: CPUs kept for host tasks.
 
     originals: the journal's original values by knob key. irqbalance: None where it does not run.
@@ -76,8 +74,8 @@ class HostView:
     topology: Topology
     node: NodeSettings = NodeSettings()
     housekeeping: frozenset[int] = frozenset()
-    claims: Mapping[int, Claim] = field(default_factory=dict)
-    originals: Mapping[str, str] = field(default_factory=dict)
+    claims: Mapping[int, Claim] = NOTHING
+    originals: Mapping[str, str] = NOTHING
     irqbalance: Running | None = None
     interrupts: tuple[Interrupt, ...] = ()
     default_irq_mask: str = ""

@@ -7,11 +7,11 @@ Rules: the Proxmox VE API; pvesh(1).
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
 from pxsched.errors import UserError
+from pxsched.value import Value
 
 # `pvesh` loads all of Proxmox's Perl and may ask another node over ssh.
 TIMEOUT_S = 60
@@ -37,8 +37,7 @@ class Api(Protocol):
         """One request; path without leading slash. Raises ApiError."""
 
 
-@dataclass(frozen=True, slots=True)
-class Proxmoxer:
+class Proxmoxer(Value):
     """Through the library proxmoxer, local or https."""
 
     client: Any
@@ -102,8 +101,7 @@ def hint_for(status: int, text: str) -> str | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Pvesh:
+class Pvesh(Value):
     """Through the command `pvesh`, which is root@pam on the node."""
 
     command: tuple[str, ...] = ("pvesh",)

@@ -6,12 +6,12 @@ them). Rules: PVE::Cluster, PVE::HA::Config; a configuration's digest is the SHA
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 
 from pxsched.errors import UserError
 from pxsched.guest import config
 from pxsched.node.sighting import name_of
 from pxsched.root import Root
+from pxsched.value import NOTHING, Value
 
 NODES_DIR = "etc/pve/nodes"
 CAPACITY_NAME = "node-capacity"
@@ -22,13 +22,12 @@ _CONF = re.compile(r"([1-9]\d{2,8})\.conf", re.ASCII)
 _VMID = re.compile(r"[1-9]\d{2,8}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Guest:
+class Guest(Value):
     """A VM of the cluster, running or not. options: those in force, as written; digest: of its file."""
 
     vmid: int
     node: str
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = NOTHING
     description: str = ""
     digest: str = ""
     running: bool = False

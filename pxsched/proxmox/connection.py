@@ -2,11 +2,11 @@
 
 import os
 import re
-from dataclasses import dataclass
 
 from pxsched.errors import UserError
 from pxsched.proxmox.api import TIMEOUT_S, Api, ApiError, Proxmoxer, Pvesh, hint_for, one_line
 from pxsched.root import Root
+from pxsched.value import Value
 
 CLUSTER_CA = "etc/pve/pve-root-ca.pem"
 
@@ -21,8 +21,7 @@ def local() -> Api:
     return Proxmoxer(proxmoxer.ProxmoxAPI(backend="local", timeout=TIMEOUT_S))
 
 
-@dataclass(frozen=True, slots=True)
-class Login:
+class Login(Value):
     """How to reach a cluster over HTTPS. host: name, name:port or [IPv6]:port. token: USER@REALM!NAME=SECRET.
 
     ca: file with the authority to trust besides the system's; None for the cluster's own where it is here.

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from typing import Any
 
 from pxsched.guest import passthrough
@@ -13,6 +12,7 @@ from pxsched.host.interrupts import Interrupt
 from pxsched.ledger.file import Claim
 from pxsched.plugins.interrupts import astray
 from pxsched.root import Root
+from pxsched.value import plain
 
 
 def document(root: Root, claim: Claim) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def _device(root: Root, claim: Claim, device: Device, vectors: Iterable[Interrup
         "far": device.node is not None and bool(nodes) and device.node not in nodes,
         "physical_function": device.physical or None,
         "mdev": device.mdev or None,
-        "port": None if port is None else asdict(port),
+        "port": None if port is None else plain(port),
         "interrupts": [
             {
                 "number": vector.number,

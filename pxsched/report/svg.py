@@ -5,7 +5,6 @@ has the colour of the VM it belongs to alone; VMs that float there are stripes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 
 from pxsched.host import cpulist
@@ -13,6 +12,7 @@ from pxsched.host.topology import Topology
 from pxsched.ledger.file import Claim
 from pxsched.placement.request import Placement
 from pxsched.report import text
+from pxsched.value import Value
 
 CELL, GAP, PAD, TITLE = 26, 4, 10, 18
 MOST_COLUMNS = 16
@@ -20,8 +20,7 @@ FONT = "font-family='system-ui,sans-serif' font-size='11'"
 FREE, LINE = "#f4f4f2", "#8a8a86"
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(Value):
     """Something drawn: its size, and its lines relative to its own corner."""
 
     width: float

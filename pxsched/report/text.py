@@ -5,13 +5,13 @@ A core is a box with its CPUs; below each CPU stand the vCPUs it belongs to: `A0
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from string import ascii_uppercase
 
 from pxsched.host import cpulist
 from pxsched.host.topology import Cpu, Topology
 from pxsched.ledger.file import NODE, Claim
 from pxsched.placement.request import Placement
+from pxsched.value import Value
 
 MOST_BOXES = 64
 """CPUs up to which each core gets a frame; larger machines are drawn in one line a row."""
@@ -86,8 +86,7 @@ def _knobs(knobs: Sequence[str]) -> Iterator[str]:
         label = " " * len(label)
 
 
-@dataclass(frozen=True, slots=True)
-class _Path:
+class _Path(Value):
     """Where a core is: package, node and L3, each None where the kernel says nothing."""
 
     package: int | None

@@ -6,13 +6,13 @@ data.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 
 from pxsched.errors import UserError
 from pxsched.guest import config
 from pxsched.host import cpulist
 from pxsched.sandbox.node import Node
+from pxsched.value import Value
 
 
 class Kind(StrEnum):
@@ -35,8 +35,7 @@ class Accelerator(StrEnum):
         return "kvm64" if self is Accelerator.KVM else "qemu64"
 
 
-@dataclass(frozen=True, slots=True)
-class Boot:
+class Boot(Value):
     """What to boot, and how. files: the ROM image; or kernel and first root. most_vcpus: CPUs of the node."""
 
     kind: Kind

@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TypeVar
 
 from pxsched.errors import UserError
@@ -18,6 +17,7 @@ from pxsched.guest import config
 from pxsched.sandbox import boot, lifecycle, rom
 from pxsched.sandbox.commandline import Kind
 from pxsched.sandbox.node import Node
+from pxsched.value import Value
 
 _BOOT_S = 60.0
 _ANSWER_S = 20.0
@@ -27,8 +27,7 @@ _MAPPED_BYTES = 1 << 16
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class Guest:
+class Guest(Value):
     """What runs in the VM `vmid`."""
 
     node: Node

@@ -14,10 +14,10 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from pxsched.errors import UserError
+from pxsched.value import Value
 
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 _CLOUD = "boot/vmlinuz-*-cloud-amd64"
@@ -34,8 +34,7 @@ _SCRIPTS = {
 _PATTERN_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
+class Kernel(Value):
     """A kernel and the directory of its modules."""
 
     image: Path
@@ -148,8 +147,7 @@ def _tool(*command: str, directory: str | None = None) -> str:
     return done.stdout
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
+class _Member(Value):
     name: str
     mode: int
     data: bytes = b""

@@ -15,11 +15,11 @@ import shlex
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pxsched.errors import UserError
+from pxsched.value import Value
 
 NAME: Final = "sandbox"
 _MARK: Final = "sandbox/this-is-a-pxsched-sandbox"
@@ -47,8 +47,7 @@ _SOCKET_PATH_BYTES: Final = 107
 _LONGEST_SOCKET: Final = "/var/run/qemu-server/999999999.serial0"
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Value):
     """A sandbox's directory. `base` is the path to use for it: short enough for unix sockets below it."""
 
     base: str

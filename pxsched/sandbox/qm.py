@@ -6,7 +6,6 @@ an option without value is 1.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from pxsched.errors import UserError
 from pxsched.guest import config
@@ -16,6 +15,7 @@ from pxsched.sandbox.hookscript import locked
 from pxsched.sandbox.node import Node
 from pxsched.sandbox.options import Effect
 from pxsched.sandbox.stored import Stored
+from pxsched.value import Value
 
 VMID = re.compile(r"[1-9]\d{2,8}", re.ASCII)
 USAGE = """\
@@ -28,8 +28,7 @@ qm list | status VMID | config VMID | pending VMID | showcmd VMID
 qm destroy VMID"""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Value):
     """One `qm` command, taken apart."""
 
     node: Node

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,6 +26,7 @@ from pxsched.sandbox import boot, lifecycle, node, supervisor
 from pxsched.sandbox.commandline import Accelerator
 from pxsched.sandbox.guest import Guest
 from pxsched.sandbox.node import Node
+from pxsched.value import Value
 
 _READY_S = 20
 PATIENCE_S = 30.0
@@ -42,8 +42,7 @@ class QmError(UserError):
         self.output = output
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Value):
     """What a `qm` command said, and its exit code."""
 
     code: int

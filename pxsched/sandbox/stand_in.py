@@ -2,16 +2,15 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from pxsched.errors import UserError
 from pxsched.proxmox import cluster, connection
 from pxsched.proxmox.api import Api, ApiError, Method
 from pxsched.root import Root
+from pxsched.value import Value
 
 
-@dataclass(frozen=True, slots=True)
-class StandIn:
+class StandIn(Value):
     """qm: runs `qm` with these arguments and raises UserError when it fails."""
 
     root: Root

@@ -7,22 +7,21 @@ whatever other sections there are; the file is replaced in one step.
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
 from pxsched.guest import config
+from pxsched.value import NOTHING, Value, replace
 
 _HEADING = re.compile(r"^(?=\[.+\]\s*$)", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Value):
     """A configuration file taken apart. rest: snapshots and other sections, as they stand in the file."""
 
-    options: Mapping[str, str] = field(default_factory=dict)
-    pending: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = NOTHING
+    pending: Mapping[str, str] = NOTHING
     description: str = ""
     rest: str = ""
 

@@ -25,6 +25,8 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from pxsched.errors import UserError
 from pxsched.sandbox import lifecycle, node, qm
 
@@ -235,8 +237,9 @@ class Supervisor:
             self._work(["stop", str(vmid), "--timeout", str(_GUEST_STOP_S)], None)
         while self._workers and time.monotonic() < deadline:
             self._turn(0.05)
-        for child in set(_children()) - set(self._workers):
-            _kill(child)
+        for child in psutil.Process().children():
+            if child.pid not in self._workers:
+                _kill(child)
         while (self._workers or self._guests) and time.monotonic() < deadline:
             self._turn(0.05)
         _kill_children()
@@ -267,31 +270,15 @@ def _vmid_of(pid: int) -> int | None:
 def _kill_children() -> None:
     """Kill every child, and those that fall to us by that, until there is none."""
     deadline = time.monotonic() + _KILL_S
-    while time.monotonic() < deadline:
-        for child in _children():
+    while time.monotonic() < deadline and (children := psutil.Process().children()):
+        for child in children:
             _kill(child)
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            return
-        time.sleep(0.01)
+        psutil.wait_procs(children, timeout=0.1)
 
 
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def _children() -> list[int]:
-    me = os.getpid()
-    children = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with suppress(OSError, IndexError):
-                if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == me:
-                    children.append(int(entry.name))
-    return children
+def _kill(child: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):
+        child.kill()
 
 
 def _prctl(option: int, value: int) -> None:

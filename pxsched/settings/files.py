@@ -8,11 +8,11 @@ All of them can be written by root only. A VM's tags may choose a profile that a
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from pxsched.root import Root
 from pxsched.settings.policy import NodeSettings, Policy, key_of, word
+from pxsched.value import NOTHING, Value, replace
 
 CLUSTER_FILE = "etc/pve/pxsched.toml"
 NODE_FILE = "etc/pxsched/pxsched.toml"
@@ -22,23 +22,21 @@ FEATURES = ("karpenter",)
 RETIRED = ("VERBOSITY", "WATCH_PATH", "MAX_RETRIES", "RESYNC_INTERVAL")
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Profile(Value):
     """A named overlay; tag: whether a VM may choose it by the tag `pxsched-NAME`."""
 
     overlay: Mapping[str, Any]
     tag: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Value):
     """Everything the admin said. warnings: what of it is not understood, one line each."""
 
     node: NodeSettings = NodeSettings()
     defaults: Policy = Policy()
-    profiles: Mapping[str, Profile] = field(default_factory=dict)
-    vms: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    vm_profiles: Mapping[int, str] = field(default_factory=dict)
+    profiles: Mapping[str, Profile] = NOTHING
+    vms: Mapping[int, Mapping[str, Any]] = NOTHING
+    vm_profiles: Mapping[int, str] = NOTHING
     features: frozenset[str] = frozenset()
     governor_busy: str = ""
     warnings: tuple[str, ...] = ()
@@ -121,14 +119,14 @@ def _build(
     model: type[Policy] | type[NodeSettings], table: Mapping[str, object], where: str, warnings: list[str]
 ) -> dict[str, Any]:
     """The checked values of one table, by field name."""
-    known = {key_of(item.name): item for item in fields(model)}
+    known = {key_of(name): name for name in model.declared}
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in known:
             warnings.append(f"{where} {key}: unknown setting{_nearest(key, known)}")
             continue
         try:
-            values[known[key].name] = known[key].metadata["parse"](value)
+            values[known[key]] = model.declared[known[key]].parse(value)
         except ValueError as error:
             warnings.append(f"{where} {key}: {error}; using the default")
     return values

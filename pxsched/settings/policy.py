@@ -4,13 +4,13 @@ Files are checked against these declarations, and the manual's tables are made f
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pxsched.errors import UserError
 from pxsched.host import cpulist
+from pxsched.value import NOTHING, Value, fields
 
 
 class Wish(StrEnum):
@@ -120,12 +120,34 @@ def word(value: object) -> str:
     raise ValueError(f"{value!r} is no plain word")
 
 
+class Setting(NamedTuple):
+    """parse: the checked value; raises ValueError for one that is none. help: one sentence."""
+
+    default: Any
+    parse: Callable[[object], object]
+    help: str
+
+
 def _setting(default: Any, parse: Callable[[object], object], help: str) -> Any:
-    return field(default=default, metadata={"parse": parse, "help": help})
+    return Setting(default, parse, help)
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+NOTHING_DECLARED: Mapping[str, Setting] = NOTHING
+
+
+class Settings(Value):
+    """Values that are declared by `_setting`. declared: what was said of each, by field."""
+
+    declared = NOTHING_DECLARED
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.declared = {name: vars(cls)[name] for name in fields(cls)}
+        for name, setting in cls.declared.items():
+            setattr(cls, name, setting.default)
+
+
+class Policy(Settings):
     """What one VM gets: `[defaults]`, overlaid by its profile, overlaid by `[vm.VMID]`."""
 
     wish: Wish = _setting(
@@ -175,8 +197,7 @@ class Policy:
     wasteful_percent: float = _setting(15.0, _number(0, 100), "the same in per cent; the larger counts")
 
 
-@dataclass(frozen=True, slots=True)
-class NodeSettings:
+class NodeSettings(Settings):
     """What concerns the node as a whole: `[node]`."""
 
     housekeeping: str = _setting("", _cpu_list, "CPUs for host tasks; empty: the first core of each node")

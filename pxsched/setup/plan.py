@@ -6,7 +6,6 @@ last one lost it; where one keeps it, a stub that exits 0 stays in its place.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from pxsched.errors import UserError
@@ -14,6 +13,7 @@ from pxsched.optin.rules import SCRIPT_NAME
 from pxsched.proxmox import storage as storages
 from pxsched.root import Root
 from pxsched.setup.steps import Remove, RemoveTree, Step, Systemctl, Write
+from pxsched.value import Value
 
 STATE_DIR = "var/lib/pxsched"
 STORAGE_RECORD = f"{STATE_DIR}/storage"
@@ -34,8 +34,7 @@ exit 0
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Material:
+class Material(Value):
     """The files that are installed: those of the checkout, or of the installed package."""
 
     directory: Path

@@ -4,11 +4,11 @@ repeated. A step that is already as it should be is not needed; one that was cut
 
 import os
 import shutil
-from dataclasses import dataclass
 from typing import Protocol
 
 from pxsched.errors import UserError
 from pxsched.root import Root
+from pxsched.value import Value
 
 
 class Step(Protocol):
@@ -21,8 +21,7 @@ class Step(Protocol):
         """Raises UserError when it cannot be done."""
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(Value):
     """A file of ours, replaced as a whole. keep: an admin's file, written only where there is none."""
 
     path: str
@@ -58,8 +57,7 @@ def _mode(path: str) -> int:
         return 0
 
 
-@dataclass(frozen=True, slots=True)
-class Remove:
+class Remove(Value):
     """A file or link of ours. only: removed only while its content is this, since admins' changes stay."""
 
     path: str
@@ -82,8 +80,7 @@ class Remove:
             raise UserError(f"/{self.path} cannot be removed: {error.strerror}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveTree:
+class RemoveTree(Value):
     """A directory that is all ours. empty: only when nothing is left in it."""
 
     path: str
@@ -104,8 +101,7 @@ class RemoveTree:
             raise UserError(f"/{self.path} cannot be removed: {error.strerror}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Systemctl:
+class Systemctl(Value):
     """One call of systemctl. must: whether its failure ends the run. offline: also useful in a root that was
     not booted, as `enable` is.
     """

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from pxsched.node import claims
 from pxsched.root import Root
 from pxsched.sandbox.commandline import Accelerator
 from pxsched.sandbox.sandbox import Sandbox
+from pxsched.value import replace
 
 CHECKOUT = Path(__file__).parents[2]
 

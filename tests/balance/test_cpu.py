@@ -3,7 +3,6 @@
 import itertools
 import json
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +14,7 @@ from pxsched.balance.homes import Machine
 from pxsched.balance.plan import Model, Party
 from pxsched.balance.sharing import Claim, jain, mask_of, shares
 from pxsched.settings.policy import NodeSettings
+from pxsched.value import replace
 
 
 def single(loads, homes, **more):

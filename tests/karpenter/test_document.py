@@ -1,17 +1,17 @@
 """The node-settings document of Karpenter's Proxmox provider."""
 
 import json
-from dataclasses import asdict
 
 from pxsched.host import topology
 from pxsched.karpenter import document
 from pxsched.settings.policy import NodeSettings
+from pxsched.value import plain
 
 GIB_KIB = 1 << 20
 
 
 def build(root, **settings):
-    return asdict(document.build(topology.read(root), NodeSettings(**settings)))
+    return plain(document.build(topology.read(root), NodeSettings(**settings)))
 
 
 def test_it_carries_what_the_provider_asks_for(epyc):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from pxsched.ledger.file import Claim, Entry, Ledger, State
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
 from pxsched.settings.policy import EmulatorPlace, Fair, MemoryMode, Policy, Prefer, Smt, Wish
+from pxsched.value import replace
 
 PACKAGE = str(Path(ledgers.__file__).resolve().parents[1])
 

@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -17,6 +16,7 @@ from pxsched.node import measuring
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
 from pxsched.settings.policy import Policy
+from pxsched.value import replace
 
 
 def write(base, path, text):

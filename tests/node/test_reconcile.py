@@ -6,7 +6,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +23,7 @@ from pxsched.ledger.file import Ledger
 from pxsched.node.reconcile import Report, reconcile
 from pxsched.plugins.view import Setting
 from pxsched.root import Root
+from pxsched.value import replace
 
 CPUS = sorted(os.sched_getaffinity(0))
 ALL = cpulist.format(CPUS)

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from pxsched.placement.request import VmClass
 from pxsched.plugins import nic
 from pxsched.plugins.view import HostView, VmView
 from pxsched.settings.policy import Policy
+from pxsched.value import replace
 
 from .conftest import PciMachine, topology, view
 

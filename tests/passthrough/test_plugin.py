@@ -1,7 +1,6 @@
 """Where a VM's interrupts belong, when to look again, what is said; and the whole way through the journal."""
 
 import errno
-from dataclasses import replace
 
 import pytest
 
@@ -19,6 +18,7 @@ from pxsched.plugins import interrupts as plugin
 from pxsched.plugins.view import HostView, VmView
 from pxsched.root import Root
 from pxsched.settings.policy import NodeSettings, Policy
+from pxsched.value import replace
 
 from .conftest import PciMachine, topology, view
 

@@ -1,7 +1,5 @@
 """Pinned and constrained VMs, shared homes, housekeeping and emulator threads."""
 
-from dataclasses import replace
-
 import pytest
 
 from pxsched.host import cpulist
@@ -9,6 +7,7 @@ from pxsched.placement.housekeeping import host_of, housekeeping
 from pxsched.placement.request import Host, Refused, VmClass
 from pxsched.placement.search import place, rehome
 from pxsched.settings.policy import NodeSettings
+from pxsched.value import replace
 
 from .machines import held, holding_of, host, l3s_of, machine, wish
 

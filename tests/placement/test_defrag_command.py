@@ -1,7 +1,6 @@
 """`pxsched defrag --dry-run` on a node whose ledger says that a VM crosses L3 groups."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from pxsched.ledger.file import Claim, State
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
 from pxsched.settings.policy import Policy, Wish
+from pxsched.value import replace
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The rules of placement in their order, each on a machine small enough to follow by hand."""
 
-from dataclasses import replace
-
 import pytest
 
 from pxsched.host import cpulist
@@ -9,6 +7,7 @@ from pxsched.host.topology import CpuKind
 from pxsched.placement.request import Refused, VmClass
 from pxsched.placement.search import place
 from pxsched.settings.policy import Prefer, Smt
+from pxsched.value import replace
 
 from .machines import cores_of, from_table, guest_node, held, holding_of, host, l3s_of, machine, wish
 

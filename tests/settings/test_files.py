@@ -87,7 +87,7 @@ def test_every_setting_of_a_vm_can_be_written(etc):
     )
     read = etc.load()
     assert read.warnings == ()
-    differs = [name for name in Policy.__slots__ if getattr(read.defaults, name) == getattr(Policy(), name)]
+    differs = [name for name in Policy.declared if getattr(read.defaults, name) == getattr(Policy(), name)]
     assert differs == [], "these kept their default"
     assert (read.defaults.cpus, read.defaults.starved_percent) == ("0,4-7", 2.0)
 
@@ -102,7 +102,7 @@ def test_every_setting_of_the_node_can_be_written(etc):
     read = etc.load()
     assert read.warnings == ()
     default = NodeSettings()
-    assert [name for name in default.__slots__ if getattr(read.node, name) == getattr(default, name)] == []
+    assert [name for name in default.declared if getattr(read.node, name) == getattr(default, name)] == []
 
 
 # Mistakes
