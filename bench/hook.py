@@ -77,7 +77,8 @@ def claims(root: Path) -> None:
     sys.path.insert(0, str(CHECKOUT))
     from pxsched.guest import process
     from pxsched.ledger import file as ledgers
-    from pxsched.ledger.file import Claim, Entry, State
+    from pxsched.ledger.claim import Claim, State
+    from pxsched.ledger.journal import Entry
     from pxsched.placement.request import Placement, VmClass
     from pxsched.root import Root
 

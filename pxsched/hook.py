@@ -13,7 +13,7 @@ from pxsched.errors import Exit, UserError
 from pxsched.guest import process
 from pxsched.guest.process import VMID
 from pxsched.host import cpulist
-from pxsched.ledger.file import Claim
+from pxsched.ledger.claim import Claim
 from pxsched.node import settle
 from pxsched.node import sighting as node_module
 from pxsched.node.sighting import Node, Sighting

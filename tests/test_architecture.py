@@ -15,6 +15,7 @@ PRODUCT = CHECKOUT / "pxsched"
 # From the ground floor up; what stands on one line knows nothing of its neighbours.
 FLOORS = (
     "errors value",
+    "stored",
     "root",
     "host",
     "settings guest",

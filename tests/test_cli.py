@@ -16,7 +16,8 @@ import pytest
 from pxsched import cli
 from pxsched.guest.process import Process
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.file import Claim, Entry, State
+from pxsched.ledger.claim import Claim, State
+from pxsched.ledger.journal import Entry
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
 

@@ -7,13 +7,12 @@ the kernel's counters.
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field
 
 from pxsched.balance import cpu, samples
 from pxsched.balance.sharing import cpus_of, jain, mask_of, shares
 from pxsched.host.topology import L3, Cpu, Node, Package, Topology
 from pxsched.settings.policy import NodeSettings
-from pxsched.value import Value, replace
+from pxsched.value import NOTHING, Value, replace
 
 SLICE_MS = 4
 # Fairness is kept over about this time, as the scheduler's wake-up rules do; old favours are forgotten.
@@ -33,7 +32,7 @@ class Guest(Value):
     pins: tuple[int, ...] = ()
     weight: int = 100
     movable: bool = True
-    memory_mib: Mapping[int, int] = field(default_factory=dict)
+    memory_mib: Mapping[int, int] = NOTHING
 
     @property
     def masks(self) -> tuple[frozenset[int], ...]:

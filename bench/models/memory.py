@@ -7,13 +7,12 @@ swaps. All sizes in MiB.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pxsched.balance import balloon, memory
 from pxsched.balance.balloon import BalloonTarget
 from pxsched.settings.policy import NodeSettings, Policy
-from pxsched.value import replace
 
 # A guest's balloon driver frees pages at this speed; firmware and kernel keep a part for themselves.
 INFLATE_MIB_S = 200.0

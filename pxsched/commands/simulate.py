@@ -154,6 +154,7 @@ def running_vms(
     A VM whose configuration cannot be read stands where it is, as if it were pinned.
     """
     from pxsched.host import memory
+    from pxsched.ledger.claim import holding
     from pxsched.node import claims, views
 
     seen = {sighting.vmid: sighting for sighting in sightings}
@@ -161,7 +162,7 @@ def running_vms(
     running = []
     for vmid, claim in sorted(ledger.claims.items()):
         share = claim.memory_mib // max(1, len(claim.placement.nodes))
-        held = replace(claims.holding(claim), memory_mib=dict.fromkeys(claim.placement.nodes, share))
+        held = replace(holding(claim), memory_mib=dict.fromkeys(claim.placement.nodes, share))
         machine = seen[vmid].machine if vmid in seen else None
         if machine is None:
             held = replace(held, vm_class=VmClass.PINNED)

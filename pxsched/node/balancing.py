@@ -14,7 +14,8 @@ from pxsched.balance import cpu, samples
 from pxsched.guest import schedstat
 from pxsched.guest.schedstat import Wanted
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.file import Claim, Ledger
+from pxsched.ledger.claim import Claim
+from pxsched.ledger.file import Ledger
 from pxsched.node import claims as claiming
 from pxsched.node import measuring, settle
 from pxsched.node.reconcile import Report, reconcile
@@ -36,9 +37,9 @@ SAVE_PERIOD_S = 10.0
 class Result(Value):
     """What one pass moved and why."""
 
+    report: Report
     moves: tuple[cpu.Move, ...] = ()
     balloons: "tuple[balloon.BalloonTarget, ...]" = ()
-    report: Report | None = None
 
     @property
     def lines(self) -> list[str]:
@@ -46,7 +47,7 @@ class Result(Value):
         return [
             *(f"moved VM {move.vmid}: {move.why}" for move in self.moves),
             *(f"{target.why}: {target.target_mib} MiB" for target in self.balloons),
-            *(self.report.failed if self.report else ()),
+            *self.report.failed,
         ]
 
 
@@ -164,7 +165,7 @@ class Balancer:
         loads = _loads(ledger, uses)
         sizes = _sizes(ledger, memory)
         if not moves and not loads and not sizes:
-            return Result()
+            return Result(Report())
         touched = {move.vmid for move in moves} | sizes.keys()
         with ledgers.locked(node.root) as held:
             for vmid, load in loads.items():
@@ -176,7 +177,7 @@ class Balancer:
             made = tuple(move for move in moves if _move(held, ledger, node, move))
             if not touched:
                 ledgers.save(node.root, held)
-                return Result()
+                return Result(Report())
             seen = [
                 sighting
                 for sighting in sightings
@@ -186,7 +187,7 @@ class Balancer:
             ]
             plan = settle.wanted(node, held, seen)
             report = reconcile(node.root, held, plan.settings, {sighting.vmid for sighting in seen})
-        return Result(made, memory.targets if memory else (), report)
+        return Result(report, made, memory.targets if memory else ())
 
     def _note(self, result: Result, now_s: float) -> None:
         """Keeps what `status` shows, and writes the state down when it is time."""

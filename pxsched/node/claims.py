@@ -11,7 +11,8 @@ from pxsched.guest.config import GuestNode, Machine
 from pxsched.host import cpulist
 from pxsched.knobs.thread import ThreadAffinity
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.file import Claim, Ledger, State
+from pxsched.ledger.claim import Claim, State, dedicated
+from pxsched.ledger.file import Ledger
 from pxsched.node.sighting import Node, Sighting
 from pxsched.placement.request import Holding, Placement, Refused, Request, VmClass
 from pxsched.settings.policy import Policy, Wish
@@ -99,11 +100,7 @@ def update(
     """
     changes = Changes()
     seen = {sighting.vmid: sighting for sighting in sightings}
-    # Whether other VMs still live matters to those that look for a place, and to a look at everybody.
-    newcomers = not seen.keys() <= ledger.claims.keys()
-    for vmid, claim in list(ledger.claims.items()):
-        if (newcomers or vmid in seen) and not _holds(node, claim, seen.get(vmid)):
-            _drop(ledger, vmid, changes)
+    _forget_dead(node, ledger, seen, changes)
     wishes = []
     for sighting in seen.values():
         machine = sighting.machine
@@ -124,7 +121,7 @@ def update(
     for wish, sighting, policy in wishes:
         # Shared VMs come last: by now everyone has who gets CPUs of his own.
         if taken is None and wish.vm_class is VmClass.SHARED:
-            taken = ledgers.dedicated(ledger.claims.values())
+            taken = dedicated(ledger.felt().values())
         try:
             if _claim(node, ledger, wish, sighting, policy, taken or frozenset()):
                 changes.placed.append(wish.vmid)
@@ -133,6 +130,19 @@ def update(
             if wish.vmid in ledger.claims:
                 _drop(ledger, wish.vmid, changes)
     return changes
+
+
+def _forget_dead(node: Node, ledger: Ledger, seen: Mapping[int, Sighting], changes: Changes) -> None:
+    """Drops the claims of VMs that were looked at and are gone. Those that look for a place want to know that
+    of the others, too, where these own CPUs or are about to take memory.
+    """
+    newcomers = not seen.keys() <= ledger.claims.keys()
+    asked = dict.fromkeys(vmid for vmid in seen if vmid in ledger.claims)
+    if newcomers:
+        asked |= dict.fromkeys(ledger.felt())
+    for vmid in asked:
+        if not _holds(node, ledger.claims[vmid], seen.get(vmid)):
+            _drop(ledger, vmid, changes)
 
 
 def _drop(ledger: Ledger, vmid: int, changes: Changes) -> None:
@@ -181,7 +191,7 @@ def _claim(
     if moved or placement is None:
         load = before.load if before else None
         wish = replace(wish, previous=placement, load=load)
-        holdings = [holding(claim) for claim in ledger.claims.values() if claim.vmid != wish.vmid]
+        holdings = ledger.holdings(but=wish.vmid)
         placement = _place(node, holdings, wish, allocated=sighting.process is not None)
     claim = before or Claim(placement, State.STARTING, since_ns=ledgers.now_ns())
     ledger.claims[wish.vmid] = Claim(
@@ -263,29 +273,13 @@ def _fits(node: Node, claim: Claim, taken: frozenset[int]) -> bool:
     return placement.cpus <= node.topology.online
 
 
-def holding(claim: Claim) -> Holding:
-    """What other VMs must respect of a claim."""
-    placement = claim.placement
-    share = claim.memory_mib // max(1, len(placement.nodes)) if claim.state is State.STARTING else 0
-    return Holding(
-        vmid=claim.vmid,
-        vm_class=placement.vm_class,
-        vcpus=placement.vcpus,
-        smt=claim.policy.smt,
-        weight=claim.weight,
-        load=claim.load,
-        memory_mib=dict.fromkeys(placement.nodes, share),
-    )
-
-
 def displaced(ledger: Ledger) -> list[int]:
     """Shared VMs whose home was dedicated to another VM since."""
-    dedicated = ledgers.dedicated(ledger.claims.values())
-    return [
-        vmid
-        for vmid, claim in ledger.claims.items()
-        if claim.placement.vm_class is VmClass.SHARED and claim.placement.cpus & dedicated
-    ]
+    taken = dedicated(ledger.felt().values())
+    if not taken:
+        return []
+    homes = ledger.holdings()
+    return [home.vmid for home in homes if home.vm_class is VmClass.SHARED and home.cpus & taken]
 
 
 def moved_to(placement: Placement, cpus: frozenset[int], nodes: frozenset[int], why: str) -> Placement:

@@ -11,7 +11,8 @@ from pxsched.guest.config import Machine
 from pxsched.guest.process import Role
 from pxsched.guest.schedstat import Counters, Wanted
 from pxsched.host import cpulist
-from pxsched.ledger.file import Claim, Ledger
+from pxsched.ledger.claim import Claim
+from pxsched.ledger.file import Ledger
 from pxsched.node.sighting import Node, Sighting
 from pxsched.placement.request import VmClass
 from pxsched.root import Root

@@ -7,7 +7,8 @@ from pxsched.knobs import knob as knobs
 from pxsched.knobs.knob import Gone
 from pxsched.knobs.thread import ThreadAffinity
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.file import NODE, Claim
+from pxsched.ledger.claim import Claim
+from pxsched.ledger.journal import NODE
 from pxsched.node import settle
 from pxsched.node import sighting as nodes
 from pxsched.node.sighting import Node

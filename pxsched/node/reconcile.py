@@ -13,10 +13,11 @@ from pxsched.errors import UserError
 from pxsched.knobs import knob as knobs
 from pxsched.knobs.knob import Gone, Knob, Rank
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.file import Entry, Ledger
+from pxsched.ledger.file import Ledger
+from pxsched.ledger.journal import Entry
 from pxsched.plugins.view import Setting
 from pxsched.root import Root
-from pxsched.value import Value, replace
+from pxsched.value import Value
 
 
 class Turn(Value):
@@ -47,16 +48,13 @@ def reconcile(
     """
     report = Report()
     wanted = {setting.knob.key: setting for setting in desired}
-    stale = [
-        key
-        for key, entry in ledger.journal.items()
-        if key not in wanted and (owners is None or entry.owner in owners)
-    ]
+    held = ledger.journal.of(ledger.journal.owners() if owners is None else owners)
+    stale = [key for key in held if key not in wanted]
     values = _read(root, ledger, wanted)
     moving = _moving_cpusets(ledger, stale, wanted, values)
     changed, drifted = _journal(root, ledger, wanted, values, moving)
     for key in stale:
-        ledger.journal[key] = replace(ledger.journal[key], leaving=True)
+        ledger.journal[key] = ledger.journal[key]._replace(leaving=True)
     ledgers.save(root, ledger)
     _restore(root, ledger, stale, report)
     _apply(root, ledger, [wanted[key] for key in changed], drifted, report)
@@ -119,11 +117,11 @@ def _journal(
                 and not (entry.note or entry.leaving)
                 and _same(setting.knob, entry.wanted, setting.want)
             ):
-                entry = replace(entry, drifted_ns=ledgers.now_ns(), drifts=entry.drifts + 1)
+                entry = entry._replace(drifted_ns=ledgers.now_ns(), drifts=entry.drifts + 1)
                 drifted.add(key)
             now_wanted = setting.owner, setting.plugin, setting.want
             if (entry.owner, entry.plugin, entry.wanted) != now_wanted:
-                entry = replace(entry, owner=setting.owner, plugin=setting.plugin, wanted=setting.want)
+                entry = entry._replace(owner=setting.owner, plugin=setting.plugin, wanted=setting.want)
             ledger.journal[key] = entry
         elif differs or disturbed or setting.inherited not in (None, setting.want):
             try:
@@ -195,7 +193,7 @@ def _apply(root: Root, ledger: Ledger, settings: list[Setting], drifted: set[str
             continue
         note = "" if knob.same(after, setting.want) else f"the kernel made it {after}"
         if entry.note != note or entry.leaving:
-            ledger.journal[key] = replace(entry, note=note, leaving=False)
+            ledger.journal[key] = entry._replace(note=note, leaving=False)
         if note and entry.note != note:
             report.failed.append(f"{key}: asked for {setting.want!r}, {note}")
         report.turned.append(Turn(key, setting.plugin, setting.owner, before, after, drifted=key in drifted))
@@ -207,5 +205,5 @@ def _note(ledger: Ledger, key: str, error: OSError) -> bool:
     note = error.strerror or str(error)
     if entry is None or entry.note == note:
         return False
-    ledger.journal[key] = replace(entry, note=note)
+    ledger.journal[key] = entry._replace(note=note)
     return True

@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Mapping
 
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.file import NODE, Claim, Ledger
+from pxsched.ledger.claim import Claim
+from pxsched.ledger.file import Ledger
+from pxsched.ledger.journal import NODE
 from pxsched.node import claims, views
 from pxsched.node import sighting as nodes
 from pxsched.node.claims import Changes
@@ -12,6 +14,7 @@ from pxsched.node.sighting import Node, Sighting
 from pxsched.plugins import registry
 from pxsched.plugins.view import Setting
 from pxsched.root import Root
+from pxsched.stored import Damaged
 from pxsched.value import NOTHING, Value
 
 
@@ -35,9 +38,19 @@ def settle(node: Node, sightings: Iterable[Sighting], *, everybody: bool) -> Pas
     Raises UserError when the ledger cannot be used.
     """
     sightings = list(sightings)
-    with ledgers.locked(node.root) as ledger:
+    lines = None if everybody else [NODE, *(sighting.vmid for sighting in sightings)]
+    try:
+        return _settle(node, sightings, lines, everybody=everybody)
+    except Damaged:  # a line of others, which this pass need not have looked at
+        return _settle(node, sightings, None, everybody=everybody)
+
+
+def _settle(node: Node, sightings: list[Sighting], lines: list[int] | None, *, everybody: bool) -> Pass:
+    """lines: those of the ledger that are checked before anything is done, None for all."""
+    with ledgers.locked(node.root, lines) as ledger:
         changes, seen = decide(node, ledger, sightings)
-        unsure = {vmid for vmid, claim in ledger.claims.items() if blurred(claim, seen.get(vmid))}
+        looked_at = ledger.claims if everybody else [vmid for vmid in seen if vmid in ledger.claims]
+        unsure = {vmid for vmid in looked_at if blurred(ledger.claims[vmid], seen.get(vmid))}
         sharp = [sighting for vmid, sighting in seen.items() if vmid not in unsure]
         plan = wanted(node, ledger, sharp, memory=everybody)
         owners = _owners(ledger, seen, changes, everybody) - unsure
@@ -92,7 +105,7 @@ def wanted(node: Node, ledger: Ledger, sightings: Iterable[Sighting], *, memory:
 
 def _owners(ledger: Ledger, seen: dict[int, Sighting], changes: Changes, everybody: bool) -> set[int]:
     owners = {NODE, *seen, *changes.dropped}
-    return owners | {entry.owner for entry in ledger.journal.values()} if everybody else owners
+    return owners | ledger.journal.owners() if everybody else owners
 
 
 def restore_all(root: Root) -> Report:

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pxsched.guest.config import Machine
-from pxsched.ledger.file import Claim, Ledger, State
+from pxsched.ledger.claim import Claim, State
+from pxsched.ledger.file import Ledger
 from pxsched.node.sighting import Node, Sighting
 from pxsched.placement.request import VmClass
 from pxsched.plugins.view import HostView, VmView
@@ -63,15 +64,16 @@ def host_view(node: Node, ledger: Ledger, vms: Iterable[VmView]) -> HostView:
     """The node; each side of it only where somebody's knobs depend on it."""
     vms, root, settings = list(vms), node.root, node.settings.node
     apart = settings.device_interrupts or settings.isolation is not Isolation.OFF
-    wishes = any(claim.policy.governor or claim.policy.energy for claim in ledger.claims.values())
+    felt = ledger.felt()
+    wishes = any(claim.policy.governor or claim.policy.energy for claim in felt.values())
     allocating = any(vm.claim.state is State.STARTING or vm.memory_bytes is not None for vm in vms)
     view = HostView(
         topology=node.topology,
         node=settings,
         housekeeping=node.housekeeping if apart else frozenset(),
-        claims=ledger.claims,
-        originals={key: entry.original for key, entry in ledger.journal.items()},
-        frequency=_frequency(root, ledger.claims) if wishes else (),
+        claims=felt,
+        originals=ledger.journal.originals(),
+        frequency=_frequency(root, felt) if wishes else (),
         memory=node.memory if allocating else (),
     )
     if settings.device_interrupts or any(vm.interrupts for vm in vms):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pxsched.guest.process import Role
 from pxsched.host import cpulist
 from pxsched.knobs.thread import ThreadAffinity
-from pxsched.ledger.file import Claim
+from pxsched.ledger.claim import Claim
 from pxsched.plugins.view import HostView, Setting, VmView
 from pxsched.settings.policy import EmulatorPlace, Isolation
 

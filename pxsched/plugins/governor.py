@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pxsched.host import frequency
 from pxsched.host.frequency import FrequencyPolicy
 from pxsched.knobs.frequency import EnergyPreference, Governor, joined
-from pxsched.ledger.file import NODE, Claim
+from pxsched.ledger.claim import Claim
+from pxsched.ledger.journal import NODE
 from pxsched.placement.request import VmClass
 from pxsched.plugins.view import HostView, Setting
 

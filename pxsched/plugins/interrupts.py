@@ -11,8 +11,8 @@ from pxsched.host.interrupts import Interrupt
 from pxsched.host.irqbalance import Setup
 from pxsched.knobs.interrupt import DefaultAffinity, InterruptAffinity
 from pxsched.knobs.irqbalance import BANNED, CpuBan, InterruptBan
-from pxsched.ledger import file as ledgers
-from pxsched.ledger.file import NODE
+from pxsched.ledger.claim import dedicated
+from pxsched.ledger.journal import NODE
 from pxsched.plugins.view import HostView, Setting, VmView
 
 NAME = "interrupts"
@@ -69,36 +69,36 @@ def of_node(host: HostView) -> Iterator[Setting]:
     """With `device_interrupts`: everything else keeps off CPUs that are dedicated to VMs, unless a VM wants
     nothing to do with interrupts.
     """
-    dedicated = ledgers.dedicated(claim for claim in host.claims.values() if claim.policy.interrupts)
-    others = host.topology.online - dedicated
-    if not host.node.device_interrupts or not dedicated or not others:
+    own = dedicated(claim for claim in host.claims.values() if claim.policy.interrupts)
+    others = host.topology.online - own
+    if not host.node.device_interrupts or not own or not others:
         return
     for interrupt in host.interrupts:
         knob = InterruptAffinity(interrupt.number, interrupt.identity)
         base = cpulist.parse(host.originals.get(knob.key, interrupt.affinity))
         now = cpulist.parse(interrupt.affinity)
-        if not base & dedicated:
+        if not base & own:
             continue
-        if host.irqbalance is not None and now and not now & dedicated:
+        if host.irqbalance is not None and now and not now & own:
             # irqbalance moves it about among the other CPUs, which is its business.
             wanted = now
         else:
-            wanted = base - dedicated or (host.housekeeping & others) or others
+            wanted = base - own or (host.housekeeping & others) or others
         yield Setting(knob, cpulist.format(wanted), NODE, NAME)
-    yield from _masks(host, dedicated)
+    yield from _masks(host, own)
 
 
-def _masks(host: HostView, dedicated: frozenset[int]) -> Iterator[Setting]:
+def _masks(host: HostView, own: frozenset[int]) -> Iterator[Setting]:
     """What new interrupts start with, and where irqbalance may put any."""
     default = DefaultAffinity()
     now = host.originals.get(default.key, host.default_irq_mask)
-    remaining = cpulist.parse_mask(now) - dedicated if now else frozenset()
+    remaining = cpulist.parse_mask(now) - own if now else frozenset()
     if remaining:
         yield Setting(default, cpulist.format_mask(remaining), NODE, NAME)
     if host.irqbalance is not None and host.irqbalance.setup is not None:
         daemon = host.irqbalance.daemon
         knob = CpuBan(daemon.pid, daemon.start_ticks)
-        banned = cpulist.parse_mask(host.originals.get(knob.key, host.irqbalance.setup.cpus)) | dedicated
+        banned = cpulist.parse_mask(host.originals.get(knob.key, host.irqbalance.setup.cpus)) | own
         if host.topology.online - banned:
             yield Setting(knob, cpulist.format_mask(banned), NODE, NAME)
 

@@ -10,8 +10,8 @@ from pxsched.host import cpulist
 from pxsched.knobs.isolation import GROUPS, UNITS, GroupCpus, SliceCpus
 from pxsched.knobs.knob import Knob
 from pxsched.knobs.scope import Partition
-from pxsched.ledger import file as ledgers
-from pxsched.ledger.file import NODE, Claim, State
+from pxsched.ledger.claim import Claim, State, dedicated
+from pxsched.ledger.journal import NODE
 from pxsched.placement.request import VmClass
 from pxsched.plugins.view import HostView, Setting, VmView
 from pxsched.settings.policy import Isolation
@@ -48,7 +48,7 @@ def in_partition(claim: Claim, host: HostView) -> bool:
 def _taken(host: HostView) -> frozenset[int]:
     """The CPUs that host tasks have to leave."""
     isolated = filter(_isolated, host.claims.values())
-    return ledgers.dedicated(isolated) & host.topology.online
+    return dedicated(isolated) & host.topology.online
 
 
 def _isolated(claim: Claim) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pxsched.guest.process import Role
 from pxsched.knobs.latency import KvmParameter, ResumeLatency, Scheduling, resume_latency
-from pxsched.ledger.file import NODE
+from pxsched.ledger.journal import NODE
 from pxsched.placement.request import VmClass
 from pxsched.plugins.view import HostView, Setting, VmView
 

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pxsched.guest.config import Machine
 from pxsched.host import cpulist
 from pxsched.knobs.thread import ThreadAffinity
-from pxsched.ledger import file as ledgers
-from pxsched.ledger.file import State
+from pxsched.ledger.claim import State, dedicated
 from pxsched.placement.request import VmClass
 from pxsched.plugins.view import HostView, Setting, VmView
 from pxsched.settings.policy import Isolation, MemoryMode
@@ -143,5 +142,5 @@ def _allowed_cpus(vm: VmView, host: HostView) -> frozenset[int]:
 def _near(nodes: frozenset[int], vmid: int, host: HostView) -> frozenset[int]:
     """The online CPUs of these nodes that are not dedicated to other VMs."""
     near = frozenset().union(*(node.cpus for node in host.topology.nodes if node.id in nodes))
-    taken = ledgers.dedicated(claim for claim in host.claims.values() if claim.vmid != vmid)
+    taken = dedicated(claim for claim in host.claims.values() if claim.vmid != vmid)
     return near - taken

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from pxsched.ledger.file import State
+from pxsched.ledger.claim import State
 from pxsched.plugins.view import HostView, Setting, VmView
 from pxsched.settings.policy import Isolation
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # the hook loads only what a VM has
     from pxsched.host.memory import NodeMemory
     from pxsched.host.topology import Topology
     from pxsched.knobs.knob import Knob
-    from pxsched.ledger.file import Claim
+    from pxsched.ledger.claim import Claim
 
 from pxsched.settings.policy import NodeSettings
 from pxsched.value import NOTHING, Value
@@ -64,8 +64,9 @@ class VmView(Value):
 
 
 class HostView(Value):
-    """The node. claims: of all VMs we placed, this one included. housekeeping: CPUs kept for host tasks.
+    """The node. claims: of the VMs that matter to more than themselves (`Claim.felt`).
 
+    housekeeping: CPUs kept for host tasks.
     originals: the journal's original values by knob key. irqbalance: None where it does not run.
     interrupts, default_irq_mask: the host's own, read only when `device_interrupts` is set.
     frequency: the policies that matter to a claim's wishes. memory: empty when it was not looked at.

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 
-from pxsched.ledger.file import Claim
+from pxsched.ledger.claim import Claim
 
 
 def of_vm(last: Mapping[str, object], claim: Claim) -> dict[str, object]:

@@ -9,7 +9,7 @@ from pxsched.guest.config import Machine
 from pxsched.host import cpulist, interrupts, links
 from pxsched.host.devices import Device
 from pxsched.host.interrupts import Interrupt
-from pxsched.ledger.file import Claim
+from pxsched.ledger.claim import Claim
 from pxsched.plugins.interrupts import astray
 from pxsched.root import Root
 from pxsched.value import plain

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pxsched.knobs.knob import Knob, from_key
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.file import Entry
+from pxsched.ledger.journal import Entry
 from pxsched.root import Root
 
 

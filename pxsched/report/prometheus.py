@@ -6,7 +6,8 @@ come from tenants.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from pxsched.ledger.file import Claim, Entry
+from pxsched.ledger.claim import Claim
+from pxsched.ledger.journal import Entry
 
 
 def render(

@@ -9,7 +9,7 @@ from html import escape
 
 from pxsched.host import cpulist
 from pxsched.host.topology import Topology
-from pxsched.ledger.file import Claim
+from pxsched.ledger.claim import Claim
 from pxsched.placement.request import Placement
 from pxsched.report import text
 from pxsched.value import Value

@@ -9,7 +9,8 @@ from string import ascii_uppercase
 
 from pxsched.host import cpulist
 from pxsched.host.topology import Cpu, Topology
-from pxsched.ledger.file import NODE, Claim
+from pxsched.ledger.claim import Claim
+from pxsched.ledger.journal import NODE
 from pxsched.placement.request import Placement
 from pxsched.value import Value
 

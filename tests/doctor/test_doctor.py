@@ -11,6 +11,7 @@ from pxsched.doctor import commands
 from pxsched.doctor.finding import Level
 from pxsched.guest.process import Process
 from pxsched.ledger import file as ledger
+from pxsched.ledger.claim import Claim, State
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
 
@@ -143,7 +144,7 @@ def test_a_device_on_another_node_than_its_vm_is_named(node):
     node.write("sys/bus/pci/devices/0000:01:00.0/numa_node", "1\n")
     placement = Placement(100, VmClass.SHARED, (frozenset({0}),), frozenset({0}), frozenset({0}))
     with ledger.locked(node.root) as held:
-        held.claims[100] = ledger.Claim(placement, ledger.State.RUNNING, process=Process(4711, 1))
+        held.claims[100] = Claim(placement, State.RUNNING, process=Process(4711, 1))
         ledger.save(node.root, held)
     remote = [f for f in node.found("passthrough") if f.level is Level.WARN]
     assert "VM 100 is on node 0, its device 0000:01:00.0 on node 1" in only(remote).text

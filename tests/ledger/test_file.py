@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from pxsched.errors import UserError
 from pxsched.guest.process import Process
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.file import Claim, Entry, Ledger, State
+from pxsched.ledger.claim import Claim, State
+from pxsched.ledger.file import Ledger
+from pxsched.ledger.journal import Entry
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
 from pxsched.settings.policy import EmulatorPlace, Fair, MemoryMode, Policy, Prefer, Smt, Wish
@@ -50,17 +52,25 @@ def entry(original: str = "0-3", **more: object) -> Entry:
     return Entry(100, "vcpu", original, "3", 12345, **more)  # type: ignore[arg-type]
 
 
+def fill(ledger: Ledger, claims: dict[int, Claim], journal: dict[str, Entry]) -> None:
+    """Makes the ledger say this and nothing else."""
+    ledger.claims.clear()
+    ledger.claims.update(claims)
+    ledger.journal.clear()
+    ledger.journal.update(journal)
+
+
 def stored(root: Root, *vmids: int, entries: int = 1) -> Ledger:
     """Saves a ledger with these VMs, and some knobs."""
     with ledgers.locked(root) as ledger:
-        ledger.claims = {vmid: claim(vmid) for vmid in vmids}
-        ledger.journal = {f"affinity:{number},1": entry() for number in range(entries)}
+        knobs = {f"affinity:{number},1": entry() for number in range(entries)}
+        fill(ledger, {vmid: claim(vmid) for vmid in vmids}, knobs)
         ledgers.save(root, ledger)
         return ledger
 
 
 def same(one: Ledger, other: Ledger) -> bool:
-    return (one.claims, one.journal) == (other.claims, other.journal)
+    return (dict(one.claims), dict(one.journal)) == (dict(other.claims), dict(other.journal))
 
 
 # Writing and reading
@@ -102,10 +112,10 @@ def of_vm(vmid: int, one: Claim) -> Claim:
 def test_what_is_saved_is_what_is_read(effort, root, claims, journal):
     claims = {vmid: of_vm(vmid, one) for vmid, one in claims.items()}
     with ledgers.locked(root) as ledger:
-        ledger.claims, ledger.journal = claims, journal
+        fill(ledger, claims, journal)
         ledgers.save(root, ledger)
     read = ledgers.peek(root)
-    assert (read.claims, read.journal, read.warnings) == (claims, journal, [])
+    assert (dict(read.claims), dict(read.journal), read.warnings) == (claims, journal, [])
 
 
 def test_without_a_file_nobody_holds_anything(root):
@@ -148,7 +158,9 @@ def files(root: Root) -> tuple[Path, Path]:
 
 DAMAGE = [
     b"", b"{", b"null", b"[]", b"{}", b'"text"', b"\0" * 500, b"\xff" * 50, b"[" * 100_000,
-    b'{"schema":99,"boot_id":"","claims":{},"journal":{}}', b'{"schema":1}', b"9" * 5000,
+    b'{"schema":99,"boot_id":"","lines":0}\n', b'{"schema":2}\n', b"9" * 5000,
+    b'{"schema":2,"boot_id":Infinity}\n', b'{"schema":2,"boot_id":"","lines":1e400}\n',
+    b'{"schema":1,"boot_id":"","claims":{},"journal":{}}', b'{"schema":2,"boot_id":"","lines":1}\n',
 ]  # fmt: skip
 
 
@@ -201,7 +213,7 @@ def test_a_crash_between_the_two_renames_loses_one_generation_at_most(root):
 
 def test_half_a_new_file_is_never_read(root):
     before = stored(root, 100)
-    Path(root.path(f"{ledgers.FILE}.new")).write_bytes(b'{"schema":1,"bo')
+    Path(root.path(f"{ledgers.FILE}.new")).write_bytes(b'{"schema":2,"bo')
     assert same(ledgers.peek(root), before)
     stored(root, 101)
     assert set(ledgers.peek(root).claims) == {101}
@@ -221,23 +233,41 @@ def spoiled(document: object, chance: random.Random) -> object:
     return chance.choice(WRONG)
 
 
+def spoiled_line(text: str, chance: random.Random) -> str:
+    """The file with one value of one line replaced: of the JSON in it, or a word of what stands before."""
+    lines = text.splitlines(keepends=True)
+    at = chance.randrange(len(lines))
+    fields = lines[at].rstrip("\n").split("\t")
+    field = chance.randrange(len(fields))
+    if fields[field].startswith(("{", "[")):
+        fields[field] = json.dumps(spoiled(json.loads(fields[field]), chance))
+    else:
+        words = fields[field].split(" ")
+        words[chance.randrange(len(words))] = str(chance.choice([*WRONG, "1e400", "9" * 30, "0-3*999999999"]))
+        fields[field] = " ".join(words)
+    lines[at] = "\t".join(fields) + "\n"
+    return "".join(lines)
+
+
 @given(seed=st.integers(0, 1 << 32))
 def test_whatever_is_wrong_in_the_file_the_ledger_can_be_used(effort, root, seed):
     with ledgers.locked(root) as ledger:
-        ledger.claims = {100: claim(policy=Policy(strict=True), process=Process(5, 6), load=0.5)}
-        ledger.journal = {"affinity:1,2": entry(), "affinity:3,4": entry(drifted_ns=5, drifts=1, note="x")}
-        ledger.stored = None
+        fill(
+            ledger,
+            {100: claim(policy=Policy(strict=True), process=Process(5, 6), load=0.5)},
+            {"affinity:1,2": entry(), "affinity:3,4": entry(drifted_ns=5, drifts=1, note="x")},
+        )
         ledgers.save(root, ledger)
     file, previous = files(root)
     previous.unlink(missing_ok=True)
-    document = spoiled(json.loads(file.read_text()), random.Random(seed))
-    file.write_text(json.dumps(document))
+    document = spoiled_line(file.read_text(), random.Random(seed))
+    file.write_text(document)
     with ledgers.locked(root) as ledger:
         for one in ledger.journal.values():
             for name in ("plugin", "original", "wanted", "note"):
                 assert isinstance(getattr(one, name), str), document
             assert type(one.owner) is int and type(one.since_ns) is int and type(one.drifts) is int
-        ledger.stored = None
+        ledger.stored = False
         ledgers.save(root, ledger)
     assert ledgers.peek(root).warnings == []
 
@@ -249,7 +279,7 @@ def test_bytes_written_over_the_file_never_raise(effort, root, data, at):
     old = file.read_bytes()
     file.write_bytes(old[:at] + data + old[at + len(data) :])
     with ledgers.locked(root) as ledger:
-        ledger.claims, ledger.journal = {}, {}
+        fill(ledger, {}, {})
         ledgers.save(root, ledger)
 
 
@@ -282,7 +312,7 @@ def test_a_full_disk_is_an_error_for_the_user_and_the_old_file_stays(root):
     before = stored(root, 100)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with ledgers.locked(root) as ledger:
-        ledger.claims = {vmid: claim(vmid) for vmid in range(100, 200)}
+        ledger.claims.update({vmid: claim(vmid) for vmid in range(100, 200)})
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
         try:
             with pytest.raises(UserError, match=r"cannot write .*ledger.json"):
@@ -298,6 +328,7 @@ MOUNTED = """
 import subprocess, sys
 from pathlib import Path
 from pxsched.ledger import file as ledgers
+from pxsched.ledger.journal import Entry
 from pxsched.errors import UserError
 from pxsched.root import Root
 
@@ -318,7 +349,7 @@ else:
     subprocess.run(["mount", "-o", "remount,ro", run], check=True)
 try:
     with ledgers.locked(Root(base), patience_s=5) as ledger:
-        ledger.journal["affinity:1,1"] = ledgers.Entry(100, "x" * 20000, "", "", 0)
+        ledger.journal["affinity:1,1"] = Entry(100, "x" * 20000, "", "", 0)
         ledgers.save(Root(base), ledger)
 except UserError as error:
     print(error)
@@ -345,7 +376,7 @@ ADD = textwrap.dedent(
     """
     import sys
     from pxsched.ledger import file as ledgers
-    from pxsched.ledger.file import Entry
+    from pxsched.ledger.journal import Entry
     from pxsched.root import Root
     root = Root(sys.argv[1])
     for _ in range(int(sys.argv[2])):

@@ -11,7 +11,7 @@ from pxsched.guest.config import Machine
 from pxsched.guest.process import Process
 from pxsched.guest.schedstat import Reader, Wanted
 from pxsched.host import pressure
-from pxsched.ledger.file import Claim, State
+from pxsched.ledger.claim import Claim, State
 from pxsched.node import measuring
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root

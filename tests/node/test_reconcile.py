@@ -6,9 +6,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
@@ -20,6 +18,7 @@ from pxsched.knobs.knob import Gone, Knob, Rank
 from pxsched.knobs.thread import ThreadAffinity
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.file import Ledger
+from pxsched.ledger.journal import Entry
 from pxsched.node.reconcile import Report, reconcile
 from pxsched.plugins.view import Setting
 from pxsched.root import Root
@@ -92,7 +91,7 @@ class Host:
         return ledgers.peek(self.root)
 
     @property
-    def journal(self) -> dict[str, ledgers.Entry]:
+    def journal(self) -> dict[str, Entry]:
         return self.ledger.journal
 
 
@@ -115,13 +114,13 @@ def test_a_thread_that_is_not_as_desired_is_turned_and_its_original_kept(host, t
 def test_a_thread_that_is_as_desired_is_left_alone(host, threads):
     threads.turn(0, LAST)
     report = host.reconcile(threads.want(0, LAST))
-    assert report == Report() and host.journal == {}
+    assert vars(report) == vars(Report()) and host.journal == {}
 
 
 def test_a_second_pass_writes_nothing(host, threads):
     host.reconcile(threads.want(0, LAST))
     before = host.ledger
-    assert host.reconcile(threads.want(0, LAST)) == Report()
+    assert vars(host.reconcile(threads.want(0, LAST))) == vars(Report())
     assert (host.ledger.claims, host.ledger.journal) == (before.claims, before.journal)
 
 
@@ -164,7 +163,7 @@ def test_a_new_wish_is_not_taken_for_drift(host, threads):
 def test_the_order_of_a_list_is_no_difference(host, threads):
     threads.turn(0, ALL)
     backwards = cpulist.format_ordered(CPUS[::-1])
-    assert host.reconcile(threads.want(0, backwards)) == Report()
+    assert vars(host.reconcile(threads.want(0, backwards))) == vars(Report())
 
 
 def test_what_a_thread_inherited_from_us_is_not_its_original(host, threads):
@@ -187,7 +186,7 @@ def test_threads_that_are_gone_are_forgotten_in_silence(host, threads):
     host.reconcile(*desired)
     threads.child.kill()
     threads.child.wait()
-    assert host.reconcile() == Report()
+    assert vars(host.reconcile()) == vars(Report())
     assert host.journal == {}
 
 
@@ -196,7 +195,7 @@ def test_threads_that_are_gone_but_still_desired_are_forgotten_too(host, threads
     host.reconcile(*desired)
     threads.child.kill()
     threads.child.wait()
-    assert host.reconcile(*desired) == Report()
+    assert vars(host.reconcile(*desired)) == vars(Report())
     assert host.journal == {}
 
 
@@ -206,7 +205,7 @@ def test_a_thread_that_took_the_id_of_another_is_not_touched(host, threads):
     host.reconcile(Setting(earlier, LAST, 100, "vcpu"))
     assert threads.mask(0) == ALL and host.journal == {}
     with ledgers.locked(host.root) as ledger:
-        ledger.journal[earlier.key] = ledgers.Entry(100, "vcpu", FIRST, LAST, 1)
+        ledger.journal[earlier.key] = Entry(100, "vcpu", FIRST, LAST, 1)
         ledgers.save(host.root, ledger)
     host.reconcile()
     assert threads.mask(0) == ALL and host.journal == {}
@@ -234,8 +233,8 @@ def test_a_journal_entry_nobody_understands_stops_nothing_else(host, threads):
     host.reconcile(threads.want(0, LAST))
     with ledgers.locked(host.root) as ledger:
         for key in ("warp-drive:1", "affinity:1", "affinity:x,y"):
-            ledger.journal[key] = ledgers.Entry(100, "vcpu", "0", "1", 1)
-        ledger.journal[threads.knob(1).key] = ledgers.Entry(100, "vcpu", "no CPU list", "1", 1)
+            ledger.journal[key] = Entry(100, "vcpu", "0", "1", 1)
+        ledger.journal[threads.knob(1).key] = Entry(100, "vcpu", "no CPU list", "1", 1)
         ledgers.save(host.root, ledger)
     report = host.reconcile()
     assert len(report.failed) == 4
@@ -326,11 +325,10 @@ def test_killed_at_any_write_the_next_pass_puts_everything_back(host, threads, f
 # Knobs of other kinds: files below the root stand for what the kernel would hold
 
 
-@dataclass(frozen=True, slots=True)
 class Plain(Knob):
     """A value in a file."""
 
-    kind: ClassVar[str] = "plain"
+    kind = "plain"
     name: str
 
     def path(self, root: Root) -> Path:
@@ -348,12 +346,11 @@ class Plain(Knob):
             log.write(f"{self.kind} {self.name} {value}\n")
 
 
-@dataclass(frozen=True, slots=True)
 class Cpuset(Plain):
     """Writing it gives every thread in it the mask of the whole cpuset, as the kernel does."""
 
-    kind: ClassVar[str] = "testset"
-    rank: ClassVar[Rank] = Rank.CPUSET
+    kind = "testset"
+    rank = Rank.CPUSET
 
     def write(self, root: Root, value: str) -> None:
         Plain.write(self, root, value)
@@ -361,19 +358,17 @@ class Cpuset(Plain):
             file.write_text(value)
 
 
-@dataclass(frozen=True, slots=True)
 class InSet(Plain):
     """A thread in that cpuset."""
 
-    kind: ClassVar[str] = "testthread"
-    rank: ClassVar[Rank] = Rank.THREAD
+    kind = "testthread"
+    rank = Rank.THREAD
 
 
-@dataclass(frozen=True, slots=True)
 class Obstinate(Plain):
     """The kernel keeps to a choice of its own."""
 
-    kind: ClassVar[str] = "obstinate"
+    kind = "obstinate"
 
     def write(self, root: Root, value: str) -> None:
         Plain.write(self, root, "own choice")

@@ -11,7 +11,8 @@ import pytest
 
 from pxsched.guest import process
 from pxsched.guest.process import Process, Role, Thread, Threads
-from pxsched.ledger.file import Claim, Ledger, State
+from pxsched.ledger.claim import Claim, State
+from pxsched.ledger.file import Ledger
 from pxsched.node.sighting import Sighting
 from pxsched.node.sightings import Sightings
 from pxsched.placement.request import Placement, VmClass
@@ -218,7 +219,8 @@ def test_a_vm_that_ended_has_no_process(guest, look):
 
 def test_a_process_that_lost_its_pid_file_is_no_vm(guest):
     home = frozenset({0})
-    ledger = Ledger({100: Claim(Placement(100, VmClass.SHARED, (home,), home, home), State.RUNNING)})
+    ledger = Ledger()
+    ledger.claims[100] = Claim(Placement(100, VmClass.SHARED, (home,), home, home), State.RUNNING)
     seen = Sightings(guest.root)
     assert [one.process is not None for one in seen.look(ledger)] == [True]
     guest.pid_file.unlink()

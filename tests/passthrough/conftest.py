@@ -10,7 +10,7 @@ import pytest
 from pxsched.guest.config import Machine
 from pxsched.host import cpulist
 from pxsched.host.topology import Cpu, Node, Topology
-from pxsched.ledger.file import Claim, State
+from pxsched.ledger.claim import Claim, State
 from pxsched.placement.request import Placement, VmClass
 from pxsched.plugins.view import VmView
 from pxsched.root import Root

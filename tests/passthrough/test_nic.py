@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pxsched.host import links
@@ -132,9 +133,10 @@ class TestPorts:
 
     def test_netlink_tells_state_and_queues_of_a_real_link(self) -> None:
         pytest.importorskip("pyroute2")
-        port = links._with_netlink(Port("lo", None))
+        port = links._with_netlink(links._with_state(Port("lo", None)))
         assert (port.rx_queues, port.tx_queues) == (1, 1)
-        assert port.up is False  # the loopback's state is UNKNOWN, not UP
+        assert port.up is psutil.net_if_stats()["lo"].isup
+        assert port.speed_mbit is None, "a loopback has none"
 
     def test_a_link_that_does_not_exist_leaves_the_port_as_it_was(self) -> None:
         port = Port("nosuchlink0", None, speed_mbit=10)

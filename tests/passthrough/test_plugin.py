@@ -11,7 +11,8 @@ from pxsched.host.interrupts import Interrupt
 from pxsched.host.irqbalance import Daemon, Running, Setup
 from pxsched.knobs import file
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.file import NODE, Ledger
+from pxsched.ledger.file import Ledger
+from pxsched.ledger.journal import NODE
 from pxsched.node.reconcile import Report, reconcile
 from pxsched.placement.request import VmClass
 from pxsched.plugins import interrupts as plugin

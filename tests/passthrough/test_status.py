@@ -7,7 +7,7 @@ import pytest
 from pxsched import cli
 from pxsched.guest.process import Process
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.file import Claim, State
+from pxsched.ledger.claim import Claim, State
 from pxsched.placement.request import Placement, VmClass
 
 from .conftest import PciMachine

@@ -7,7 +7,7 @@ import pytest
 
 from pxsched.cli import main
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.file import Claim, State
+from pxsched.ledger.claim import Claim, State
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
 from pxsched.settings.policy import Policy, Wish

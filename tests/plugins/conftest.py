@@ -11,7 +11,7 @@ from pxsched.guest.config import Machine
 from pxsched.guest.process import Process, Role, Thread
 from pxsched.host import cpulist, systemd
 from pxsched.host.topology import Cpu, Node, Topology
-from pxsched.ledger.file import Claim, State
+from pxsched.ledger.claim import Claim, State
 from pxsched.placement.request import Placement, VmClass
 from pxsched.plugins.view import HostView, VmView
 from pxsched.root import Root

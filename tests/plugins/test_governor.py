@@ -3,7 +3,8 @@
 import pytest
 
 from pxsched.host import frequency
-from pxsched.ledger.file import NODE, Ledger
+from pxsched.ledger.file import Ledger
+from pxsched.ledger.journal import NODE
 from pxsched.node.reconcile import reconcile
 from pxsched.placement.request import VmClass
 from pxsched.plugins import governor

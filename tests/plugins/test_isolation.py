@@ -17,7 +17,9 @@ from pxsched.knobs.isolation import GroupCpus, SliceCpus
 from pxsched.knobs.knob import Gone
 from pxsched.knobs.scope import Partition
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.file import NODE, Ledger, State
+from pxsched.ledger.claim import State
+from pxsched.ledger.file import Ledger
+from pxsched.ledger.journal import NODE
 from pxsched.node.reconcile import reconcile
 from pxsched.placement.request import VmClass
 from pxsched.plugins import emulator, isolation
@@ -68,7 +70,7 @@ def test_a_vm_pays_for_isolation_only_where_it_is_on():
         "import sys\n"
         "from pxsched.guest.config import Machine\n"
         "from pxsched.host.topology import Topology\n"
-        "from pxsched.ledger.file import Claim, State\n"
+        "from pxsched.ledger.claim import Claim, State\n"
         "from pxsched.placement.request import Placement, VmClass\n"
         "from pxsched.plugins import registry\n"
         "from pxsched.plugins.view import HostView, VmView\n"

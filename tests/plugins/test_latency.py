@@ -12,7 +12,8 @@ from pxsched.guest import process
 from pxsched.knobs import knob as knobs
 from pxsched.knobs.knob import Gone
 from pxsched.knobs.latency import KvmParameter, ResumeLatency, Scheduling
-from pxsched.ledger.file import NODE, Ledger
+from pxsched.ledger.file import Ledger
+from pxsched.ledger.journal import NODE
 from pxsched.node.reconcile import reconcile
 from pxsched.placement.request import VmClass
 from pxsched.plugins import latency

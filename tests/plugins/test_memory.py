@@ -7,7 +7,8 @@ from pxsched.host import memory as host_memory
 from pxsched.host.memory import NodeMemory, Pool
 from pxsched.knobs.knob import Gone
 from pxsched.knobs.scope import DropIn, MemoryNodes
-from pxsched.ledger.file import Ledger, State
+from pxsched.ledger.claim import State
+from pxsched.ledger.file import Ledger
 from pxsched.node.reconcile import reconcile
 from pxsched.placement.request import VmClass
 from pxsched.plugins import memory

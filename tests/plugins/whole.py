@@ -23,6 +23,7 @@ from pxsched.balance.balloon import BalloonTarget, Outcome, State
 from pxsched.guest import balloon
 from pxsched.host import cpulist, irqbalance
 from pxsched.ledger import file as ledgers
+from pxsched.ledger.journal import Entry
 from pxsched.node import settle
 from pxsched.node.reconcile import Turn
 from pxsched.root import Root
@@ -273,7 +274,7 @@ class Whole:
         return Root(str(self.base))
 
     @property
-    def journal(self) -> dict[str, ledgers.Entry]:
+    def journal(self) -> dict[str, Entry]:
         return ledgers.peek(self.root).journal
 
     def state(self) -> dict[str, object]:

@@ -5,7 +5,8 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from pxsched.host.topology import L3, Cpu, Node, Package, Topology
-from pxsched.ledger.file import Claim, Entry, State
+from pxsched.ledger.claim import Claim, State
+from pxsched.ledger.journal import Entry
 from pxsched.placement.request import Placement, VmClass
 from pxsched.report import prometheus, svg
 

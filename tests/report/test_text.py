@@ -8,7 +8,8 @@ import pytest
 from pxsched.errors import UserError
 from pxsched.host import topology
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.file import Claim, Entry, State
+from pxsched.ledger.claim import Claim, State
+from pxsched.ledger.journal import Entry
 from pxsched.placement.request import Placement, VmClass
 from pxsched.report import knobs, text
 from pxsched.root import Root
