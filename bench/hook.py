@@ -1,38 +1,59 @@
-"""What one hook phase costs as a whole process, beside bare Python and a bash hook that calls taskset.
+"""What a start and a stop cost in the hook: each phase as a whole process, beside bare Python, a bash hook
+and what proxmox-scheduler does for the same VM.
 
-usage: bench/hook.py [--runs N]
+usage: bench/hook.py [--runs N] [--vms N ...] [--chroot DIR]
 
-The node is made up: 256 CPUs (two packages of 64 cores, SMT, an L3 per eight cores), 200 VMs in the ledger.
-All columns are measured in turn within one run; ratios are to `python3 -I -c pass` of the same run.
+The node is made up: 256 CPUs (two packages of 64 cores, SMT, an L3 per eight cores), VMs in the ledger.
+The VM is real: QEMU with eight vCPUs, pinned to CPUs that this machine has, so that every write counts; a run
+in which a knob is not turned fails. All rows are measured in turn within one run; ratios are to
+`python3 -I -c pass` of the same run. --chroot: a root with another Python, such as Debian 13's, as
+`mmdebstrap --variant=minbase --include=python3,python3-filelock trixie DIR` makes it.
 """
 
 import argparse
 import os
+import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-PHASES = ("pre-start", "post-start", "pre-stop", "post-stop")
-VMS = 200
+sys.path.insert(0, str(CHECKOUT))
+
 CORES = 128
-CONFIG = """\
-cores: 8
-hookscript: local:snippets/pxsched
-memory: 4096
-net0: virtio=BC:24:11:00:00:01,bridge=vmbr0
-"""
+VCPUS = 8
+# As /run is.
+MEMORY = "/dev/shm"
+# Its vCPUs lie on the CPUs of this machine, in turn.
+HERE = sorted(os.sched_getaffinity(0))[:2]
+CONFIG = f"cores: {VCPUS}\nhookscript: local:snippets/pxsched\nmemory: 4096\n"
+PINNED = f"{CONFIG}affinity: {','.join(str(HERE[vcpu % len(HERE)]) for vcpu in range(VCPUS))}\n"
 BASH = """\
 #!/bin/bash
+# What the bash hooks that go round in forums do: vCPU threads by name, one taskset each.
 pid=$(cat "$PXSCHED_ROOT/run/qemu-server/$1.pid" 2>/dev/null) || exit 0
-cpu=0
 for task in /proc/$pid/task/*; do
   read -r name < "$task/comm"
-  case $name in CPU*) taskset -pc $((cpu++ % 2)) "${task##*/}" >/dev/null ;; esac
+  case $name in CPU*) cpu=${name#CPU }; taskset -pc $((${cpu%%/*} % 2)) "${task##*/}" >/dev/null ;; esac
+done
+"""
+SCHEDULER = """\
+#!/bin/bash
+# What proxmox-scheduler does for a VM that started: its affinity option once more on every thread, then the
+# governor of these CPUs.
+pid=$(cat "$PXSCHED_ROOT/run/qemu-server/$1.pid" 2>/dev/null) || exit 0
+list=$(sed -n 's/^affinity: //p' "$PXSCHED_ROOT/etc/pve/nodes/bench/qemu-server/$1.conf")
+taskset -apc "$list" "$pid" >/dev/null
+for cpu in ${list//,/ }; do
+  file=$PXSCHED_ROOT/sys/devices/system/cpu/cpu$cpu/cpufreq/scaling_governor
+  [ ! -w "$file" ] || echo performance >"$file"
 done
 """
 
@@ -42,39 +63,46 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def make_node(root: Path) -> None:
+def threads_of(number: int, size: int) -> str:
+    """The CPUs of `size` cores from core `number` on: core n is CPUs 2n and 2n+1."""
+    return f"{2 * number}-{2 * (number + size) - 1}\n"
+
+
+def make_node(root: Path, vms: int) -> None:
     """The files the hook reads, with the running kernel's /proc."""
     cpus = root / "sys/devices/system/cpu"
     write(cpus / "online", f"0-{2 * CORES - 1}\n")
     for cpu in range(2 * CORES):
-        core = cpu % CORES
-        group, package = core // 8, core // 64
-        write(cpus / f"cpu{cpu}/topology/core_cpus_list", f"{core},{core + CORES}\n")
-        write(cpus / f"cpu{cpu}/topology/physical_package_id", f"{package}\n")
-        first = package * 64
-        listed = f"{first}-{first + 63},{first + CORES}-{first + CORES + 63}\n"
-        write(cpus / f"cpu{cpu}/topology/package_cpus_list", listed)
+        core = cpu // 2
+        write(cpus / f"cpu{cpu}/topology/core_cpus_list", threads_of(core, 1))
+        write(cpus / f"cpu{cpu}/topology/physical_package_id", f"{core // 64}\n")
+        write(cpus / f"cpu{cpu}/topology/package_cpus_list", threads_of(core // 64 * 64, 64))
         write(cpus / f"cpu{cpu}/cache/index3/level", "3\n")
         write(cpus / f"cpu{cpu}/cache/index3/size", "32768K\n")
-        shared = f"{group * 8}-{group * 8 + 7},{group * 8 + CORES}-{group * 8 + CORES + 7}\n"
-        write(cpus / f"cpu{cpu}/cache/index3/shared_cpu_list", shared)
+        write(cpus / f"cpu{cpu}/cache/index3/shared_cpu_list", threads_of(core // 8 * 8, 8))
     for node in range(2):
         base = root / f"sys/devices/system/node/node{node}"
-        first = node * 64
-        listed = f"{first}-{first + 63},{first + CORES}-{first + CORES + 63}\n"
-        write(base / "cpulist", listed)
+        write(base / "cpulist", threads_of(node * 64, 64))
         write(base / "meminfo", f"Node {node} MemTotal: 1056000000 kB\nNode {node} MemFree: 1056000000 kB\n")
         write(base / "distance", "10 32\n" if node == 0 else "32 10\n")
-    for vmid in range(100, 100 + VMS + 1):
+    for vmid in range(100, 100 + vms):
         write(root / f"etc/pve/nodes/bench/qemu-server/{vmid}.conf", CONFIG)
+    write(root / f"etc/pve/nodes/bench/qemu-server/{ours(vms)}.conf", PINNED)
+    write(root / f"etc/pve/nodes/bench/qemu-server/{ours(vms) + 1}.conf", CONFIG)
     (root / "etc/pve/local").symlink_to("nodes/bench")
     (root / "proc").symlink_to("/proc")
     (root / "run/qemu-server").mkdir(parents=True)
+    for name, text in (("bash-hook", BASH), ("scheduler", SCHEDULER)):
+        write(root / name, text)
+        (root / name).chmod(0o755)
 
 
-def claims(root: Path) -> None:
-    """A ledger with 200 VMs, as many passes would have left it; their process is this one."""
-    sys.path.insert(0, str(CHECKOUT))
+def ours(vms: int) -> int:
+    return 100 + vms
+
+
+def fill_ledger(root: Path, vms: int) -> None:
+    """As many passes would have left it; the process of all these VMs is this one."""
     from pxsched.guest import process
     from pxsched.ledger import file as ledgers
     from pxsched.ledger.claim import Claim, State
@@ -85,76 +113,138 @@ def claims(root: Path) -> None:
     here = Root(str(root))
     alive = process.identify(here, os.getpid())
     with ledgers.locked(here) as ledger:
-        for number in range(VMS):
+        for number in range(vms):
             vmid, group = 100 + number, number % 16
-            home = frozenset(range(group * 8, group * 8 + 8))
+            home = frozenset(range(group * 16, group * 16 + 16))
             nodes = frozenset({group // 8})
             placement = Placement(vmid, VmClass.SHARED, (home,) * 8, home, nodes, ("a home",))
-            ledger.claims[vmid] = Claim(placement, State.RUNNING, process=alive, memory_mib=4096)
+            ledger.claims[vmid] = Claim(
+                placement, State.RUNNING, process=alive, memory_mib=4096, load=number % 30 / 10
+            )
             for tid in range(12):
                 key = f"affinity:{vmid * 100 + tid},1"
-                ledger.journal[key] = Entry(vmid, "vcpu", "0-255", f"{group * 8}-{group * 8 + 7}", 1)
+                ledger.journal[key] = Entry(vmid, "vcpu", "0-255", f"{group * 16}-{group * 16 + 15}", 1)
         ledgers.save(here, ledger)
 
 
-def guest(root: Path, vmid: int) -> subprocess.Popen[bytes]:
+@contextmanager
+def guest(root: Path, vmid: int) -> Iterator[None]:
     """A stopped QEMU with eight vCPUs, started as Proxmox names its pid file and socket."""
     run = root / "run/qemu-server"
     command = [
         "qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "pc",
-        "-accel", "tcg,thread=multi", "-m", "16", "-smp", "8", "-S", "-name", "bench,debug-threads=on",
+        "-accel", "tcg,thread=multi", "-m", "16", "-smp", str(VCPUS), "-S", "-name", "bench,debug-threads=on",
         "-qmp", f"unix:{run}/{vmid}.qmp,server=on,wait=off", "-pidfile", f"{run}/{vmid}.pid",
     ]  # fmt: skip
     started = subprocess.Popen(command)
-    deadline = time.monotonic() + 30
-    while not (run / f"{vmid}.pid").exists():
-        assert time.monotonic() < deadline, "QEMU does not start"
-        time.sleep(0.05)
-    return started
+    try:
+        deadline = time.monotonic() + 30
+        while not (run / f"{vmid}.pid").exists():
+            assert time.monotonic() < deadline, "QEMU does not start"
+            time.sleep(0.02)
+        yield
+    finally:
+        started.kill()
+        started.wait()
+        (run / f"{vmid}.pid").unlink(missing_ok=True)
 
 
-def cost_ms(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
-    """Wall and CPU time of one process."""
-    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    quiet = subprocess.DEVNULL
-    subprocess.run(command, env=environment, stdout=quiet, stderr=quiet, check=False)
-    wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return wall * 1e3, cpu * 1e3
+class Meter:
+    """Wall and CPU time of processes, by the name of their row. chroot: where ours have their Python."""
+
+    def __init__(self, root: Path, chroot: str) -> None:
+        self._environment = {
+            "PATH": os.environ["PATH"], "PXSCHED_ROOT": str(root), "PVE_MIGRATED_FROM": "",
+        }  # fmt: skip
+        self.root = root
+        self._chroot = chroot
+        self.costs: dict[str, list[tuple[float, float]]] = {}
+
+    def python(self, name: str, *words: str) -> str:
+        enter = (lambda: os.chroot(self._chroot)) if self._chroot != "/" else None
+        return self.run(name, ["/usr/bin/python3", "-I", *words], enter)
+
+    def run(self, name: str, command: list[str], enter: Callable[[], None] | None = None) -> str:
+        """Runs and measures one process; gives what it said."""
+        before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        done = subprocess.run(
+            command, env=self._environment, capture_output=True, text=True, check=True, preexec_fn=enter
+        )
+        wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        self.costs.setdefault(name, []).append((wall * 1e3, cpu * 1e3))
+        return done.stdout + done.stderr
+
+
+def cycle(root: Path, vms: int, meter: Meter) -> None:
+    """One start and stop of the VM with the hook, and once with each of the others."""
+    vmid, hook = ours(vms), str(CHECKOUT / "hooks/pxsched")
+    meter.python("python3 -I -c pass", "-c", "pass")
+    said = meter.python("pxsched pre-start", hook, str(vmid), "pre-start")
+    assert f"VM {vmid} is pinned" in said, said
+    with guest(root, vmid):
+        said = meter.python("pxsched post-start", hook, str(vmid), "post-start")
+        turned = re.search(r"(\d+) knobs had to be turned", said)
+        assert turned and int(turned[1]) >= VCPUS and "asked for" not in said, said
+        meter.python("pxsched pre-stop", hook, str(vmid), "pre-stop")
+    meter.python("pxsched post-stop", hook, str(vmid), "post-stop")
+    kept = (root / "run/pxsched/ledger.json").read_bytes()
+    said = meter.python("pxsched pre-start of a shared VM", hook, str(vmid + 1), "pre-start")
+    assert f"VM {vmid + 1} is shared" in said, said
+    (root / "run/pxsched/ledger.json").write_bytes(kept)
+    for name, script in (("bash hook with taskset", "bash-hook"), ("proxmox-scheduler's work", "scheduler")):
+        with guest(root, vmid):
+            meter.run(name, [str(root / script), str(vmid), "post-start"])
+
+
+def measure(sizes: list[int], runs: int, chroot: str) -> dict[int, Meter]:
+    """One meter for each number of VMs; all are measured in turn."""
+    meters = {}
+    with ExitStack() as stack:
+        for vms in sizes:
+            root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pxb", dir=MEMORY)))
+            make_node(root, vms)
+            fill_ledger(root, vms)
+            meters[vms] = Meter(root, chroot)
+        for number in range(runs + 1):
+            for vms, meter in meters.items():
+                if number == 1:
+                    meter.costs.clear()  # the first run compiles what is not compiled yet
+                cycle(meter.root, vms, meter)
+    return meters
+
+
+def in_a_namespace(chroot: str) -> None:
+    """Goes on in a mount namespace of its own, where the chroot has our directories in the same places."""
+    if os.environ.get("PXSCHED_BENCH_INSIDE"):
+        for place in (str(CHECKOUT), "/proc", "/dev"):
+            os.makedirs(f"{chroot}{place}", exist_ok=True)
+            subprocess.run(["mount", "--rbind", place, f"{chroot}{place}"], check=True)
+        return
+    os.environ["PXSCHED_BENCH_INSIDE"] = "1"
+    os.execvp("unshare", ["unshare", "-m", "--propagation", "private", sys.executable, *sys.argv])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=15)
-    runs = parser.parse_args().runs
-    vmid = 100 + VMS
-    with tempfile.TemporaryDirectory() as directory:
-        root = Path(directory)
-        make_node(root)
-        claims(root)
-        qemu = guest(root, vmid)
-        try:
-            write(root / "bash-hook", BASH)
-            (root / "bash-hook").chmod(0o755)
-            environment = {"PATH": os.environ["PATH"], "PXSCHED_ROOT": str(root), "PVE_MIGRATED_FROM": ""}
-            hook = str(CHECKOUT / "hooks/pxsched")
-            rows = {"python3 -I -c pass": ["/usr/bin/python3", "-I", "-c", "pass"]}
-            rows |= {f"pxsched {phase}": [hook, str(vmid), phase] for phase in PHASES}
-            rows["bash hook with taskset"] = [str(root / "bash-hook"), str(vmid), "post-start"]
-            costs = {name: [] for name in rows}
-            for _ in range(runs):
-                for name, command in rows.items():
-                    costs[name].append(cost_ms(command, environment))
-        finally:
-            qemu.kill()
-            qemu.wait()
-    bare = median(cpu for _, cpu in costs["python3 -I -c pass"])
-    print(f"256 CPUs, {VMS} VMs in the ledger, {runs} runs each; medians\n")
-    print("| process | wall ms | CPU ms | CPU, times bare Python |")
-    print("|---|---:|---:|---:|")
-    for name, measured in costs.items():
-        wall, cpu = median(wall for wall, _ in measured), median(cpu for _, cpu in measured)
-        print(f"| {name} | {wall:.0f} | {cpu:.0f} | {cpu / bare:.1f} |")
+    parser.add_argument("--vms", type=int, nargs="+", default=[1, 200, 1000])
+    parser.add_argument("--chroot", default="/")
+    options = parser.parse_args()
+    if options.chroot != "/":
+        in_a_namespace(options.chroot)
+    assert shutil.which("qemu-system-x86_64"), "QEMU is needed"
+    meters = measure(options.vms, options.runs, options.chroot)
+    for vms, meter in meters.items():
+        bare = median(cpu for _, cpu in meter.costs["python3 -I -c pass"])
+        print(f"256 CPUs, {vms} VMs in the ledger, {options.runs} runs each; medians\n")
+        print(f"| process | wall ms | CPU ms | CPU, times bare Python | times that of {options.vms[0]} VMs |")
+        print("|---|---:|---:|---:|---:|")
+        for name, measured in meter.costs.items():
+            wall, cpu = median(wall for wall, _ in measured), median(cpu for _, cpu in measured)
+            few = median(cpu for _, cpu in meters[options.vms[0]].costs[name])
+            print(f"| {name} | {wall:.0f} | {cpu:.1f} | {cpu / bare:.1f} | {cpu / few:.2f} |")
+        print()
 
 
 if __name__ == "__main__":

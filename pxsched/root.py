@@ -26,23 +26,24 @@ class Root(Value):
         data = self.read_bytes(relative)
         return None if data is None else data.decode("utf-8", "replace").strip("\0 \t\r\n")
 
-    def read_bytes(self, relative: str) -> bytes | None:
+    def read_bytes(self, relative: str, *, at_once: int = 65536) -> bytes | None:
         """A file's content; None when it does not exist, is a directory, or its reading fails (offline CPUs
         and vanished devices answer ENODEV, EIO and others).
 
         Plain system calls: a topology is a thousand small files, and this halves the time of each.
+        at_once: bytes to ask for in one go; more than there are saves copying a large file together.
         """
         try:
             fd = os.open(f"{self.base}/{relative}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             return None
         # procfs ends a read at the end of a line, however much was asked for: a short one is not the end.
-        short = 1 if relative.startswith("proc/") else 65536
+        short = 1 if relative.startswith("proc/") else at_once
         try:
-            chunks = [os.read(fd, 65536)]
+            chunks = [os.read(fd, at_once)]
             size = len(chunks[0])
             while len(chunks[-1]) >= short or (chunks[-1] and size % 4096 == 0):
-                chunks.append(os.read(fd, 65536))
+                chunks.append(os.read(fd, at_once))
                 size += len(chunks[-1])
             return b"".join(chunks)
         except OSError:

@@ -84,6 +84,13 @@ def listed(value: object, most: int = 1 << 16) -> list[Any]:
     return value
 
 
+def pair(value: object) -> tuple[Any, Any]:
+    """A list of two."""
+    if type(value) is not list or len(value) != 2:
+        raise Damaged(f"{shown(value)} is no pair")
+    return value[0], value[1]
+
+
 def table(value: object, most: int = 1 << 16) -> Mapping[str, Any]:
     """An object of at most so many members."""
     if type(value) is not dict or len(value) > most:
@@ -98,13 +105,14 @@ def maybe(read: Callable[[object], T], value: object) -> T | None:
 
 def by_vmid(value: object, read: Callable[[Any], T]) -> dict[int, T]:
     """An object whose members are named by VMIDs (or 0, the node)."""
-    return {integer(_number(name), 0, 999_999_999): read(body) for name, body in table(value).items()}
+    return {vmid(name): read(body) for name, body in table(value).items()}
 
 
-def _number(name: str) -> int:
-    if not (name.isascii() and name.isdigit() and len(name) <= 9):
-        raise Damaged(f"{shown(name)} is no VMID")
-    return int(name)
+def vmid(text: str) -> int:
+    """A VMID (or 0, the node) as text."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise Damaged(f"{shown(text)} is no VMID")
+    return int(text)
 
 
 def shown(value: object) -> str:

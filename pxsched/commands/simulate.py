@@ -140,7 +140,7 @@ class Node:
             )
             home = rehome(self.empty, self.holdings, moving)
             if home is not None and home.vcpus != holding.vcpus:
-                self.running[vmid] = (request, replace(holding, vcpus=home.vcpus))
+                self.running[vmid] = (request, holding._replace(vcpus=home.vcpus))
                 self.last[vmid] = home
                 said.append(f"shared VM {vmid} makes room and now floats on {cpulist.format(home.cpus)}")
         return said
@@ -162,10 +162,10 @@ def running_vms(
     running = []
     for vmid, claim in sorted(ledger.claims.items()):
         share = claim.memory_mib // max(1, len(claim.placement.nodes))
-        held = replace(holding(claim), memory_mib=dict.fromkeys(claim.placement.nodes, share))
+        held = holding(claim)._replace(memory_mib=dict.fromkeys(claim.placement.nodes, share))
         machine = seen[vmid].machine if vmid in seen else None
         if machine is None:
-            held = replace(held, vm_class=VmClass.PINNED)
+            held = held._replace(vm_class=VmClass.PINNED)
             running.append((Request(vmid, len(held.vcpus), 0, VmClass.PINNED), held))
             continue
         wish = claims.request(vmid, machine, claim.policy, device_nodes=near.get(vmid, frozenset()))

@@ -15,13 +15,13 @@ MAX_VCPUS = 8192  # far above QEMU's limit; a hostile `cores` must not fill the 
 MAX_MIB = 1 << 32
 
 _SECTION = re.compile(r"\[(.*)\]\s*")
-_SNAPSHOT = re.compile(r"[a-z][a-z0-9_-]+", re.IGNORECASE | re.ASCII)
+_SNAPSHOT = r"(?ai)[a-z][a-z0-9_-]+"
 # Five digits are more than any option has; greedy to the last character that is no space, as trying shorter
 # values first takes quadratic time on a tenant's line of a megabyte of spaces.
 _OPTION = re.compile(r"([a-z][a-z_-]*\d{0,5}):\s*(\S(?:.*\S)?|(?<=\s))\s*", re.ASCII)
 _TRUE = ("1", "on", "yes", "true")
 _FALSE = ("0", "off", "no", "false")
-_BDF = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})(?:\.([0-7]))?", re.IGNORECASE | re.ASCII)
+_BDF = r"(?ai)(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})(?:\.([0-7]))?"
 
 
 class Config(Value):
@@ -122,7 +122,7 @@ class _Parser:
         lower = title.lower()
         if lower == "pending" or lower.startswith("special:"):
             self.section = lower
-        elif _SNAPSHOT.fullmatch(title):
+        elif re.fullmatch(_SNAPSHOT, title):
             self.section = f"snapshot:{title}"
         else:
             self.warn(number, f"unknown section [{title[:40]}]")
@@ -263,7 +263,7 @@ def _hostpci(number: int, text: str) -> HostPci:
 
 
 def _address(text: str) -> str:
-    match = _BDF.fullmatch(text.strip())
+    match = re.fullmatch(_BDF, text.strip())
     if match is None:
         raise ValueError(f"{text[:40]!r} is no PCI address")
     function = "" if match[4] is None else f".{match[4]}"

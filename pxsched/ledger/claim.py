@@ -7,6 +7,7 @@ words and not JSON. The rest is for the VM itself.
 import json
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from pxsched import stored
@@ -97,19 +98,19 @@ def _taking(state: State, memory_mib: int, nodes: frozenset[int]) -> Mapping[int
 
 # As text.
 
-_FELT, _PLAIN, _NONE = "felt", "plain", "-"
-_BRIEF_WORDS = 9
+FELT, _PLAIN, _NONE = "felt", "plain", "-"
+"""How the text of a claim that is `felt` begins; that of others."""
 
 
 def encode(claim: Claim) -> str:
     placement = claim.placement
     brief = (
-        _FELT if claim.felt else _PLAIN,
+        FELT if claim.felt else _PLAIN,
+        _NONE if claim.load is None else repr(claim.load),
         placement.vm_class.value,
         _packed([cpulist.format(cpus) for cpus in placement.vcpus]),
         claim.policy.smt.value,
         claim.weight,
-        _NONE if claim.load is None else repr(claim.load),
         claim.state.value,
         claim.memory_mib,
         cpulist.format(placement.nodes) or _NONE,
@@ -130,32 +131,28 @@ def encode(claim: Claim) -> str:
     return f"{' '.join(map(str, brief))}\t{json.dumps(rest, separators=(',', ':'))}"
 
 
-def is_felt(text: str) -> bool:
-    """Whether the text is of a claim that is `felt`."""
-    return text.startswith(_FELT)
-
-
 def brief(vmid: int, text: str) -> Holding:
     """What others must respect, without reading the rest. Raises Damaged."""
-    return _brief(vmid, text.partition("\t")[0].split(" "))
-
-
-def _brief(vmid: int, words: list[str]) -> Holding:
-    if len(words) != _BRIEF_WORDS:
-        raise Damaged(f"claim of VM {vmid}")
-    _, vm_class, vcpus, smt, weight, load, state, memory_mib, nodes = words
     try:
-        return Holding(
-            vmid,
-            _CLASSES[vm_class],
-            _unpacked(vcpus),
-            _SMT[smt],
-            stored.integer(int(weight), 1, 1 << 18),
-            None if load == _NONE else stored.number(float(load), 0, 1 << 16),
-            _taking(_STATES[state], stored.integer(int(memory_mib), 0, 1 << 40), _nodes(nodes)),
-        )
+        _, load, shape = text.partition("\t")[0].split(" ", 2)
+        held = _shape(shape)
+        demand = None if load == _NONE else float(load)
+        if demand is not None and not 0 <= demand <= MOST_VCPUS:
+            raise Damaged(f"a load of {load}")
+        return Holding(vmid, held.vm_class, held.vcpus, held.smt, held.weight, demand, held.memory_mib)
     except (ValueError, LookupError, UserError) as error:
         raise Damaged(f"claim of VM {vmid}: {str(error)[:60]}") from error
+
+
+@lru_cache(maxsize=1024)  # a node has few different ones
+def _shape(text: str) -> Holding:
+    """A holding of VM 0, with an unknown load. Raises ValueError, LookupError, UserError."""
+    vm_class, vcpus, smt, weight, state, memory_mib, nodes = text.split(" ")
+    amount_mib = stored.integer(int(memory_mib), 0, 1 << 40)
+    return Holding(
+        0, _CLASSES[vm_class], _unpacked(vcpus), _SMT[smt], stored.integer(int(weight), 1, 1 << 18), None,
+        _taking(_STATES[state], amount_mib, _nodes(nodes)),
+    )  # fmt: skip
 
 
 _CLASSES = {member.value: member for member in VmClass}
@@ -170,8 +167,7 @@ def _nodes(text: str) -> frozenset[int]:
 def decode(vmid: int, text: str) -> Claim:
     """The claim. Raises Damaged."""
     head, _, tail = text.partition("\t")
-    words = head.split(" ")
-    held, body = _brief(vmid, words), stored.table(stored.parse(tail))
+    held, body, words = brief(vmid, head), stored.table(stored.parse(tail)), head.split(" ")
     try:
         return Claim(
             placement=Placement(
@@ -238,5 +234,5 @@ def _process_out(process: Process | None) -> list[int] | None:
 
 
 def _process_in(body: object) -> Process:
-    pid, start_ticks = stored.listed(body, 2)
+    pid, start_ticks = stored.pair(body)
     return Process(stored.integer(pid, 0, 1 << 22), stored.integer(start_ticks))

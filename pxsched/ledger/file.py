@@ -4,9 +4,9 @@ It lives in /run: nothing we turn survives a reboot, and neither does this. A re
 the file is replaced whole. A damaged file is set aside and the generation before it used; what even that does
 not know is found out anew from the machines that run.
 
-    {"schema":2,"boot_id":"...","lines":2}
-    claim   100   what VM 100 holds
-    knobs   100   what VM 100's knobs were before
+    {"schema":2,"boot_id":"...","claims":BYTES,"knobs":BYTES}
+    100   what VM 100 holds
+    100   what VM 100's knobs were before
 """
 
 import json
@@ -24,7 +24,7 @@ from pxsched.ledger import journal as journals
 from pxsched.ledger import lock
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.journal import Entries, Journal
-from pxsched.ledger.lazy import Lazy
+from pxsched.ledger.lazy import Block, Lazy
 from pxsched.placement.request import Holding
 from pxsched.root import Root
 from pxsched.stored import Damaged
@@ -34,29 +34,29 @@ DIR = "run/pxsched"
 FILE = f"{DIR}/ledger.json"
 PREVIOUS = f"{DIR}/ledger.previous.json"
 LOCK = f"{DIR}/lock"
-_CLAIM, _KNOBS = "claim", "knobs"
 
 
 class _Content(NamedTuple):
-    """What one file says: the lines as text, and what was made of them so far. Never changed otherwise."""
+    """What one file says: its lines as text, and what was made of them so far. Never changed otherwise."""
 
-    text: str
-    claim_texts: dict[int, str]
-    knob_texts: dict[int, str]
+    claim_block: Block
+    knob_block: Block
     claims: dict[int, Claim]
     knobs: dict[int, Entries]
 
 
 class Ledger:
-    """The content of the file. Change it only inside `locked`. warnings: what was found damaged."""
+    """The content of the file. Change it only inside `locked`. warnings: what was found damaged.
+
+    stored: whether the file is the one it came from.
+    """
 
     def __init__(self, content: _Content | None = None, warnings: Collection[str] = ()) -> None:
-        content = content or _Content("", {}, {}, {}, {})
-        self.claims = Lazy(content.claim_texts, content.claims, claims.decode, claims.encode)
-        knobs = Lazy(content.knob_texts, content.knobs, journals.decode, journals.encode)
-        self.journal = Journal(knobs, content.text)
+        content = content or _empty()
+        self.claims = Lazy(content.claim_block, content.claims, claims.decode, claims.encode)
+        self.journal = Journal(Lazy(content.knob_block, content.knobs, journals.decode, journals.encode))
         self.warnings = list(warnings)
-        self.stored = True  # whether the file is the one it came from
+        self.stored = True
 
     @property
     def changed(self) -> bool:
@@ -64,17 +64,15 @@ class Ledger:
 
     def felt(self) -> dict[int, Claim]:
         """The claims that matter to the node's knobs and to other VMs' (`Claim.felt`), by VMID."""
-        texts = self.claims.texts
-        near = [vmid for vmid in self.claims if vmid not in texts or claims.is_felt(texts[vmid])]
-        return {vmid: self.claims[vmid] for vmid in near if self.claims[vmid].felt}
+        near = [*self.claims.block.beginning(claims.FELT.encode()), *self.claims.added()]
+        return {vmid: claim for vmid in near if (claim := self.claims.get(vmid)) is not None and claim.felt}
 
     def holdings(self, *, but: int | None = None) -> list[Holding]:
         """What all VMs but this one hold."""
-        return [self._holding(vmid) for vmid in self.claims if vmid != but]
-
-    def _holding(self, vmid: int) -> Holding:
-        claim = self.claims.known(vmid)
-        return claims.brief(vmid, self.claims.texts[vmid]) if claim is None else claims.holding(claim)
+        known = self.claims.known()
+        held = [claims.holding(claim) for vmid, claim in known.items() if claim is not None and vmid != but]
+        lines = self.claims.block.lines().items()
+        return held + [claims.brief(vmid, text) for vmid, text in lines if vmid not in known and vmid != but]
 
 
 def now_ns() -> int:
@@ -107,11 +105,11 @@ def save(root: Root, ledger: Ledger) -> None:
     if not ledger.changed:
         return
     path, previous, temporary = (root.path(name) for name in (FILE, PREVIOUS, f"{FILE}.new"))
-    claim_lines, knob_lines = ledger.claims.lines(), ledger.journal.by_owner.lines()
+    content = _written(_boot_id(root), ledger)
     try:
-        if claim_lines or knob_lines:
+        if content:
             with open(temporary, "wb") as stream:
-                stream.write(_written(_boot_id(root), claim_lines, knob_lines).encode())
+                stream.writelines(content)
             # The generation before stays at hand, for the day this one is damaged.
             if os.path.exists(path):
                 os.replace(path, previous)
@@ -122,8 +120,7 @@ def save(root: Root, ledger: Ledger) -> None:
     except OSError as error:
         _remove(temporary)
         raise UserError(f"cannot write {path}: {error.strerror}") from error
-    ledger.claims.saved(claim_lines)
-    ledger.journal.saved(knob_lines)
+    ledger.claims.changed = ledger.journal.by_owner.changed = False
     ledger.stored = True
 
 
@@ -137,7 +134,7 @@ def _remove(path: str) -> None:
 def _load(root: Root, owners: Collection[int] | None, *, set_aside: bool) -> Ledger:
     warnings: list[str] = []
     for file in (FILE, PREVIOUS):
-        data = root.read_bytes(file)
+        data = _read(root, file)
         if data is None:
             continue
         try:
@@ -155,6 +152,14 @@ def _load(root: Root, owners: Collection[int] | None, *, set_aside: bool) -> Led
     ledger = Ledger(warnings=warnings)
     ledger.stored = False
     return ledger
+
+
+def _read(root: Root, file: str) -> bytes | None:
+    try:
+        size = os.stat(root.path(file)).st_size
+    except OSError:
+        return None
+    return root.read_bytes(file, at_once=min(size, stored.MOST_BYTES) + 1)
 
 
 def _check(ledger: Ledger, owners: Collection[int] | None) -> None:
@@ -178,40 +183,33 @@ def _boot_id(root: Root) -> str:
 # As text.
 
 
-def _written(boot_id: str, claim_lines: dict[int, str], knob_lines: dict[int, str]) -> str:
-    lines = len(claim_lines) + len(knob_lines)
-    return "".join(
-        [
-            json.dumps({"schema": SCHEMA, "boot_id": boot_id, "lines": lines}),
-            *(f"\n{_CLAIM}\t{vmid}\t{text}" for vmid, text in claim_lines.items()),
-            *(f"\n{_KNOBS}\t{owner}\t{text}" for owner, text in knob_lines.items()),
-            "\n",
-        ]
-    )
+def _empty() -> _Content:
+    return _Content(Block(), Block(), {}, {})
+
+
+def _written(boot_id: str, ledger: Ledger) -> list[bytes | memoryview]:
+    """The pieces of the file; none when it would say nothing."""
+    held, knobs = ledger.claims.pieces(), ledger.journal.by_owner.pieces()
+    sizes = {"claims": sum(map(len, held)), "knobs": sum(map(len, knobs))}
+    if not any(sizes.values()):
+        return []
+    header = json.dumps({"schema": SCHEMA, "boot_id": boot_id, **sizes})
+    return [header.encode(), *held, *knobs, b"\n"]
 
 
 @lru_cache(maxsize=1)  # a `watch` reads the same again and again
 def _content(data: bytes, boot_id: str) -> _Content:
-    """The lines of the file. Raises Damaged; no line is looked into."""
+    """The two blocks of the file. Raises Damaged; no line is looked into."""
     if len(data) > stored.MOST_BYTES:
         raise Damaged(f"{len(data)} bytes are too many")
-    try:
-        text = data.decode("ascii")
-    except UnicodeDecodeError as error:
-        raise Damaged("no text") from error
-    head, *lines = text.split("\n")
-    header = stored.table(stored.parse(head))
+    head = data.find(b"\n") % (len(data) + 1)
+    header = stored.table(stored.parse(data[:head]))
     if header.get("schema") != SCHEMA:
         raise Damaged(f"schema {stored.shown(header.get('schema'))} is not {SCHEMA}")
-    if not lines or lines.pop() or header.get("lines") != len(lines):
+    middle = head + stored.integer(header.get("claims"))
+    end = middle + stored.integer(header.get("knobs"))
+    if end + 1 != len(data) or data[-1:] != b"\n":
         raise Damaged("it is cut short")
     if stored.text(header.get("boot_id")) != boot_id:
-        return _Content("", {}, {}, {}, {})  # of an earlier boot: every value it speaks of is gone
-    texts: dict[str, dict[int, str]] = {_CLAIM: {}, _KNOBS: {}}
-    for line in lines:
-        kind, _, rest = line.partition("\t")
-        number, _, body = rest.partition("\t")
-        if kind not in texts or not number.isdigit() or len(number) > 9:
-            raise Damaged(f"line {line[:20]!r}")
-        texts[kind][int(number)] = body
-    return _Content(text, texts[_CLAIM], texts[_KNOBS], {}, {})
+        return _empty()  # of an earlier boot: every value it speaks of is gone
+    return _Content(Block(data, head, middle), Block(data, middle, end), {}, {})

@@ -32,11 +32,10 @@ Entries = Mapping[str, Entry]
 
 
 class Journal(MutableMapping[str, Entry]):
-    """The entries by key. text: what the file says of all of them, to look a key up in."""
+    """The entries by key."""
 
-    def __init__(self, by_owner: Lazy[Entries], text: str = "") -> None:
+    def __init__(self, by_owner: Lazy[Entries]) -> None:
         self.by_owner = by_owner
-        self._text = text
         self._owners: dict[str, int | None] = {}  # of the keys that were met; None: nobody's
 
     def owners(self) -> set[int]:
@@ -44,12 +43,9 @@ class Journal(MutableMapping[str, Entry]):
 
     def of(self, owners: Iterable[int]) -> dict[str, Entry]:
         """The entries of these owners."""
-        return {key: entry for owner in owners for key, entry in self.by_owner.get(owner, {}).items()}
-
-    def saved(self, lines: Mapping[int, str]) -> None:
-        """Takes note that these lines were written."""
-        self.by_owner.saved(lines)
-        self._text, self._owners = "\n".join(lines.values()), {}
+        found = {key: entry for owner in owners for key, entry in self.by_owner.get(owner, {}).items()}
+        self._owners.update((key, entry.owner) for key, entry in found.items())
+        return found
 
     def originals(self) -> Mapping[str, str]:
         """The original values by key."""
@@ -68,11 +64,11 @@ class Journal(MutableMapping[str, Entry]):
         return owner
 
     def _search(self, key: str) -> int | None:
-        quoted = json.dumps(key)
-        if quoted not in self._text:
+        """Whose entry the file has it as, found without reading all of them."""
+        quoted, block = json.dumps(key), self.by_owner.block
+        if block.find(quoted.encode()) < 0:
             return None
-        texts = self.by_owner.texts.items()
-        near = (owner for owner, text in texts if quoted in text)
+        near = (owner for owner, text in block.lines().items() if quoted in text)
         return next((owner for owner in near if key in self.by_owner.get(owner, {})), None)
 
     def __setitem__(self, key: str, entry: Entry) -> None:
@@ -112,11 +108,14 @@ class _Originals(Mapping[str, str]):
         return len(self._journal)
 
 
-# As text.
+# As text: [[what is known, [the keys of which it is]], ...], since the knobs of a VM mostly say the same.
 
 
 def encode(entries: Entries) -> str:
-    return json.dumps({key: _out(entry) for key, entry in entries.items()}, separators=(",", ":"))
+    groups: dict[Entry, list[str]] = {}
+    for key, entry in entries.items():
+        groups.setdefault(entry, []).append(key)
+    return json.dumps([[_out(entry), keys] for entry, keys in groups.items()], separators=(",", ":"))
 
 
 def _out(entry: Entry) -> list[object]:
@@ -126,7 +125,12 @@ def _out(entry: Entry) -> list[object]:
 
 def decode(owner: int, text: str) -> Entries:
     """One owner's entries. Raises Damaged."""
-    return {key: _in(owner, body) for key, body in stored.table(stored.parse(text)).items()}
+    found = {}
+    for group in stored.listed(stored.parse(text)):
+        body, keys = stored.pair(group)
+        entry = _in(owner, body)
+        found.update({stored.text(key): entry for key in stored.listed(keys)})
+    return found
 
 
 _TYPES = tuple(

@@ -3,29 +3,99 @@
 A hook asks for what concerns its own VM; with a thousand others in the file that is most of its time saved.
 """
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Generic, TypeVar
+
+from pxsched import stored
 
 T = TypeVar("T")
 
 
+class Block(Mapping[int, str]):
+    """Lines by the number that each begins with: a line break, the number, a tab, and the rest.
+
+    They lie between two places of a file's content, which is searched and not copied: a hook pays for each
+    page of memory it touches.
+    """
+
+    def __init__(self, data: bytes = b"", begin: int = 0, end: int = 0) -> None:
+        self._data = data
+        self._begin = begin
+        self._end = end
+        self._lines: dict[int, str] | None = None
+        self._spans: dict[int, tuple[int, int] | None] = {}  # that were searched for
+
+    def find(self, words: bytes, begin: int | None = None) -> int:
+        """Where these bytes are next; -1 where they are not."""
+        return self._data.find(words, self._begin if begin is None else begin, self._end)
+
+    def span(self, number: int) -> tuple[int, int] | None:
+        """Where its line begins, with the line break before it, and ends; None without one."""
+        if number not in self._spans:
+            begin = self.find(b"\n%d\t" % number)
+            end = self.find(b"\n", begin + 1)
+            self._spans[number] = None if begin < 0 else (begin, self._end if end < 0 else end)
+        return self._spans[number]
+
+    def pieces(self, spans: Iterable[tuple[int, int, bytes]]) -> list[bytes | memoryview]:
+        """The content with these spans, which ascend, replaced by other lines."""
+        whole, pieces, at = memoryview(self._data), list[bytes | memoryview](), self._begin
+        for begin, end, line in spans:
+            pieces += [whole[at:begin], line]
+            at = end
+        return [*pieces, whole[at : self._end]]
+
+    def __getitem__(self, number: int) -> str:
+        span = self.span(number)
+        if span is None:
+            raise KeyError(number)
+        return self._data[span[0] : span[1]].partition(b"\t")[2].decode("ascii", "replace")
+
+    def __contains__(self, number: object) -> bool:
+        return isinstance(number, int) and self.span(number) is not None
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.lines())
+
+    def __len__(self) -> int:
+        return len(self.lines())
+
+    def lines(self) -> Mapping[int, str]:
+        """All lines by their numbers. Raises Damaged."""
+        if self._lines is None:
+            text = self._data[self._begin : self._end].decode("ascii", "replace")
+            pairs = (line.partition("\t") for line in text.split("\n")[1:])
+            self._lines = {stored.vmid(number): rest for number, _, rest in pairs}
+        return self._lines
+
+    def beginning(self, word: bytes) -> list[int]:
+        """The numbers of the lines that go on with this word. Raises Damaged."""
+        found, at = [], self._begin
+        while (at := self.find(b"\t" + word, at + 1)) >= 0:
+            begin = self._data.rfind(b"\n", self._begin, at) + 1
+            if self._data.find(b"\t", begin, at) < 0:
+                found.append(stored.vmid(self._data[begin:at].decode("ascii", "replace")))
+        return found
+
+
 class Lazy(MutableMapping[int, T], Generic[T]):
-    """Values by number. texts, decoded: shared by all that read the same file, and never changed but for what
+    """Values by number. block, decoded: shared by all that read the same file, and never changed but for what
     `decode` adds; changes lie over them, None for what was removed.
     """
 
     def __init__(
         self,
-        texts: Mapping[int, str],
+        block: Block,
         decoded: dict[int, T],
         decode: Callable[[int, str], T],
         encode: Callable[[T], str],
     ) -> None:
-        self.texts = texts
+        self.block = block
         self._decoded = decoded
         self._decode = decode
         self._encode = encode
         self._changes: dict[int, T | None] = {}
+        self.changed = False  # since it was read or written
 
     def __getitem__(self, number: int) -> T:
         if number in self._changes:
@@ -35,18 +105,19 @@ class Lazy(MutableMapping[int, T], Generic[T]):
             return value
         value = self._decoded.get(number)
         if value is None:
-            value = self._decoded[number] = self._decode(number, self.texts[number])
+            value = self._decoded[number] = self._decode(number, self.block[number])
         return value
 
     def __setitem__(self, number: int, value: T) -> None:
-        if number not in self._changes and number in self.texts and self[number] == value:
-            return
-        self._changes[number] = value
+        if number in self._changes or number not in self.block or self[number] != value:
+            self._changes[number] = value
+            self.changed = True
 
     def __delitem__(self, number: int) -> None:
         if number not in self:
             raise KeyError(number)
-        if number in self.texts:
+        self.changed = True
+        if number in self.block:
             self._changes[number] = None
         else:
             del self._changes[number]
@@ -54,35 +125,31 @@ class Lazy(MutableMapping[int, T], Generic[T]):
     def __contains__(self, number: object) -> bool:
         if number in self._changes:
             return self._changes[number] is not None
-        return number in self.texts
+        return number in self.block
 
     def __iter__(self) -> Iterator[int]:
         if not self._changes:
-            return iter(self.texts)
-        known = (number for number in self.texts if self._changes.get(number, self) is not None)
-        added = (number for number in self._changes if number not in self.texts)
-        return iter([*known, *added])
+            return iter(self.block)
+        kept = (number for number in self.block if self._changes.get(number, self) is not None)
+        return iter([*kept, *self.added()])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def known(self, number: int) -> T | None:
-        """The value, if it was decoded or set already."""
-        return self._changes.get(number) or self._decoded.get(number)
+    def added(self) -> list[int]:
+        """The numbers that the block has not."""
+        return [number for number in self._changes if number not in self.block]
 
-    @property
-    def changed(self) -> bool:
-        return bool(self._changes)
+    def known(self) -> Mapping[int, T | None]:
+        """What was decoded or set already, by number; None where it was removed."""
+        return {**self._decoded, **self._changes}
 
-    def lines(self) -> dict[int, str]:
-        """The text of each value: the one it was read from, unless it was changed."""
-        return {
-            number: self.texts[number] if number not in self._changes else self._encode(self[number])
-            for number in self
-        }
+    def pieces(self) -> list[bytes | memoryview]:
+        """The block as it is now: lines that nobody changed are those that were read."""
+        spans = sorted((*span, number) for number in self._changes if (span := self.block.span(number)))
+        changed = self.block.pieces((begin, end, self._line(number)) for begin, end, number in spans)
+        return [*changed, *map(self._line, self.added())]
 
-    def saved(self, lines: Mapping[int, str]) -> None:
-        """Takes note that these lines were written, as `lines` gave them."""
-        decoded = {number: value for number, value in self._decoded.items() if number in lines}
-        decoded |= {number: value for number, value in self._changes.items() if value is not None}
-        self.texts, self._decoded, self._changes = lines, decoded, {}
+    def _line(self, number: int) -> bytes:
+        value = self._changes[number]
+        return b"" if value is None else f"\n{number}\t{self._encode(value)}".encode()

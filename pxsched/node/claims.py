@@ -136,7 +136,7 @@ def _forget_dead(node: Node, ledger: Ledger, seen: Mapping[int, Sighting], chang
     """Drops the claims of VMs that were looked at and are gone. Those that look for a place want to know that
     of the others, too, where these own CPUs or are about to take memory.
     """
-    newcomers = not seen.keys() <= ledger.claims.keys()
+    newcomers = any(vmid not in ledger.claims for vmid in seen)
     asked = dict.fromkeys(vmid for vmid in seen if vmid in ledger.claims)
     if newcomers:
         asked |= dict.fromkeys(ledger.felt())

@@ -106,6 +106,7 @@ def _journal(
     """
     changed: list[str] = []
     drifted: set[str] = set()
+    now_ns = ledgers.now_ns()  # one for all: entries that say the same are stored together
     for key, now in values.items():
         setting = wanted[key]
         entry = ledger.journal.get(key)
@@ -117,7 +118,7 @@ def _journal(
                 and not (entry.note or entry.leaving)
                 and _same(setting.knob, entry.wanted, setting.want)
             ):
-                entry = entry._replace(drifted_ns=ledgers.now_ns(), drifts=entry.drifts + 1)
+                entry = entry._replace(drifted_ns=now_ns, drifts=entry.drifts + 1)
                 drifted.add(key)
             now_wanted = setting.owner, setting.plugin, setting.want
             if (entry.owner, entry.plugin, entry.wanted) != now_wanted:
@@ -128,9 +129,7 @@ def _journal(
                 original = setting.inherited or setting.knob.original(root)
             except (Gone, OSError):
                 continue
-            ledger.journal[key] = Entry(
-                setting.owner, setting.plugin, original, setting.want, ledgers.now_ns()
-            )
+            ledger.journal[key] = Entry(setting.owner, setting.plugin, original, setting.want, now_ns)
         if differs or disturbed or _half_left(ledger, key):
             changed.append(key)
     return changed, drifted

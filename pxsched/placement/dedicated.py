@@ -62,7 +62,9 @@ def _groups_mask(machine: Machine, mask: int) -> int:
 def _leave_the_others_some(host: Host, search: Search, chosen: Candidate) -> None:
     """Raises Refused when shared VMs would have no CPU left."""
     machine = search.machine
-    homeless = [other.vmid for other in search.occupied.floats if other.vm_class is VmClass.SHARED]
+    homeless = [
+        vmid for other in search.occupied.floats if other.vm_class is VmClass.SHARED for vmid in other.vmids
+    ]
     taken = machine.spread(chosen.mask) if search.request.smt is Smt.ISOLATE else chosen.mask
     open_ = machine.online & ~machine.isolated & ~mask_of(host.reserved)
     dedicated = 0

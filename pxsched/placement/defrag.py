@@ -139,7 +139,7 @@ def _moved(host: Host, state: Running, move: Move) -> tuple[Host, dict[int, tupl
     host = _given_back(host, request, holding)
     free = free_memory(machine_of(host.topology), host, request)
     shares = divide(sum(holding.memory_mib.values()), move.to.nodes, free)
-    after = replace(holding, vcpus=move.to.vcpus, memory_mib=shares)
+    after = holding._replace(vcpus=move.to.vcpus, memory_mib=shares)
     return _with_memory(host, request, shares, -1), {**state, move.vmid: (request, after)}
 
 

@@ -80,9 +80,10 @@ def _dedicated_warnings(search: Search, chosen: Candidate) -> list[str]:
     if request.smt is Smt.REQUIRE and odd:
         lines.append(f"{request.vcpus} vCPUs are no multiple of {machine.threads}: one core is used in part")
     floating = [
-        other.vmid
+        vmid
         for other in search.occupied.floats
         if other.mask & chosen.mask & search.occupied.constrained
+        for vmid in other.vmids
     ]
     if floating:
         lines.append(f"warning: affinity lets {obstacles.vms(sorted(floating))} run on some of these CPUs")
@@ -178,7 +179,7 @@ def shared(
     if all(machine.kinds.get(kind, 0) & chosen.mask for kind in CpuKind):
         lines.append("warning: its home mixes performance and efficiency cores: no kind alone holds it")
     lines += _devices(request, chosen.nodes)
-    neighbours = sorted(other.vmid for other in occupied.floats if other.mask & chosen.mask)
+    neighbours = sorted(vmid for other in occupied.floats if other.mask & chosen.mask for vmid in other.vmids)
     lines.append(
         f"shares it with {obstacles.vms(neighbours)}, demand {chosen.score.contention:.2f} per CPU in all"
         if neighbours

@@ -11,9 +11,12 @@ EXCLUSIVE = (VmClass.DEDICATED, VmClass.PINNED)
 
 
 class Float(Value):
-    """A VM without CPUs of its own: where its vCPUs may run, and what it needs there."""
+    """VMs of one class and weight that have no CPUs of their own and may run on the same ones.
 
-    vmid: int
+    demand: what they need there together, in CPUs.
+    """
+
+    vmids: tuple[int, ...]
     vm_class: VmClass
     mask: int
     demand: float
@@ -51,12 +54,20 @@ def holding_mask(holding: Holding) -> int:
     return mask
 
 
+def _floating_mask(holding: Holding) -> int:
+    """All CPUs that a VM's vCPUs may use: mostly the same for each of them."""
+    mask = 0
+    for cpus in set(holding.vcpus):
+        mask |= mask_of(cpus)
+    return mask
+
+
 def occupancy(machine: Machine, holdings: Sequence[Holding], request: Request) -> Occupancy:
     """What all VMs but the requesting one hold, seen with its wish about SMT siblings."""
     owned: list[tuple[Holding, int]] = []
-    floats: list[Float] = []
+    floats: dict[tuple[VmClass, int, int], list[tuple[int, float]]] = {}
     taken = shareable = lonely = constrained = 0
-    memo: dict[frozenset[int], int] = {}
+    memo: dict[int, int] = {}  # many VMs of a home share one tuple
     for holding in holdings:
         if holding.vmid == request.vmid:
             continue
@@ -69,21 +80,20 @@ def occupancy(machine: Machine, holdings: Sequence[Holding], request: Request) -
             if holding.smt is Smt.ISOLATE and holding.vm_class is VmClass.DEDICATED:
                 lonely |= mask
             continue
-        home = holding.vcpus[0] if holding.vcpus else frozenset()
-        mask = memo.get(home, 0)
+        mask = memo.get(id(holding.vcpus), 0)
         if not mask:
-            mask = memo[home] = mask_of(home)
-        for other in holding.vcpus[1:]:
-            if other is not home and other != home:
-                mask |= mask_of(other)
+            mask = memo[id(holding.vcpus)] = _floating_mask(holding)
         demand = demand_of(holding.load, len(holding.vcpus))
-        floats.append(Float(holding.vmid, holding.vm_class, mask, demand, holding.weight))
+        floats.setdefault((holding.vm_class, mask, holding.weight), []).append((holding.vmid, demand))
         if holding.vm_class is VmClass.CONSTRAINED:
             constrained |= mask
     alone = taken if request.smt is not Smt.SHARE else taken & ~shareable
     return Occupancy(
         owned=tuple(owned),
-        floats=tuple(floats),
+        floats=tuple(
+            Float(tuple(vmid for vmid, _ in vms), vm_class, mask, sum(demand for _, demand in vms), weight)
+            for (vm_class, mask, weight), vms in floats.items()
+        ),
         taken=taken,
         blocked=taken | machine.spread(alone),
         idle=machine.spread(lonely) & ~lonely,

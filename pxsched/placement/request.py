@@ -5,6 +5,7 @@ CPU sets are frozensets of logical CPU ids; memory is in MiB; loads are in CPUs'
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import NamedTuple
 
 from pxsched.errors import UserError
 from pxsched.guest.config import GuestNode as GuestNode
@@ -72,7 +73,7 @@ class Request(Value):
     resident: frozenset[int] = frozenset()
 
 
-class Holding(Value):
+class Holding(NamedTuple):
     """What another VM holds now. load: its measured demand in CPUs (running + waiting), None when unknown;
     memory_mib: by NUMA node.
     """

@@ -159,7 +159,7 @@ def files(root: Root) -> tuple[Path, Path]:
 DAMAGE = [
     b"", b"{", b"null", b"[]", b"{}", b'"text"', b"\0" * 500, b"\xff" * 50, b"[" * 100_000,
     b'{"schema":99,"boot_id":"","lines":0}\n', b'{"schema":2}\n', b"9" * 5000,
-    b'{"schema":2,"boot_id":Infinity}\n', b'{"schema":2,"boot_id":"","lines":1e400}\n',
+    b'{"schema":2,"boot_id":Infinity}\n'
     b'{"schema":1,"boot_id":"","claims":{},"journal":{}}', b'{"schema":2,"boot_id":"","lines":1}\n',
 ]  # fmt: skip
 

@@ -319,7 +319,7 @@ def test_what_another_vm_has_now_is_not_given_back():
     before = place(host(BIG), [], wish(4, 101))
     answer = place(host(BIG), [holding_of(before, wish(4))], wish(4, 101, previous=before))
     assert answer.cpus == before.cpus, "its own holding does not stand in its way"
-    taken = [replace(holding_of(before, wish(4)), vmid=102)]
+    taken = [holding_of(before, wish(4))._replace(vmid=102)]
     assert not place(host(BIG), taken, wish(4, 101, previous=before)).cpus & before.cpus
 
 
