@@ -49,6 +49,7 @@ class Request(Value):
     hugepage_mib: size of the huge pages that back it; None for ordinary memory.
     weight: cpuunits. load: measured demand in CPUs, None when unknown.
     cpus, nodes: the policy's limits, None for no limit.
+    fence: the CPUs that its cgroup can have, None for all; fence_name: who set it, as a person knows it.
     previous: what it had when it last ran.
     resident: nodes where its memory lies already; empty for a VM that is about to start.
     """
@@ -69,6 +70,8 @@ class Request(Value):
     load: float | None = None
     cpus: frozenset[int] | None = None
     nodes: frozenset[int] | None = None
+    fence: frozenset[int] | None = None
+    fence_name: str = ""
     previous: Placement | None = None
     resident: frozenset[int] = frozenset()
 
@@ -91,6 +94,18 @@ class Holding(NamedTuple):
         return frozenset().union(*self.vcpus)
 
 
+class Foreign(NamedTuple):
+    """Somebody on the node whom we do not place: a VM that is not opted in, or a container.
+
+    name: as a person knows it, such as "VM 200" or "container 101". cpus: where its threads may really run.
+    load: what it uses, in CPUs; None when unknown.
+    """
+
+    name: str
+    cpus: frozenset[int]
+    load: float | None = None
+
+
 class Host(Value):
     """The machine as placement sees it.
 
@@ -98,6 +113,8 @@ class Host(Value):
     reserved: those of them that the admin listed: shared VMs keep off them as well.
     free_mib: memory available to new VMs by node; a node that is missing is not limited.
     free_hugepages_mib: free huge page memory by (node, page size in MiB).
+    foreign: who else is there. busy: by CPU, the part of its time (0 to 1) that nobody we know of uses: host
+    tasks, storage daemons; a CPU that is missing is idle, or was not looked at.
     """
 
     topology: Topology
@@ -105,6 +122,8 @@ class Host(Value):
     reserved: frozenset[int] = frozenset()
     free_mib: Mapping[int, int] = NOTHING
     free_hugepages_mib: Mapping[tuple[int, int], int] = NOTHING
+    foreign: tuple[Foreign, ...] = ()
+    busy: Mapping[int, float] = NOTHING
 
 
 class Refused(UserError):
