@@ -64,7 +64,7 @@ class Ledger:
 
     def felt(self) -> dict[int, Claim]:
         """The claims that matter to the node's knobs and to other VMs' (`Claim.felt`), by VMID."""
-        near = [*self.claims.block.beginning(claims.FELT.encode()), *self.claims.added()]
+        near = {*self.claims.block.beginning(claims.FELT.encode()), *self.claims.changes()}
         return {vmid: claim for vmid in near if (claim := self.claims.get(vmid)) is not None and claim.felt}
 
     def holdings(self, *, but: int | None = None) -> list[Holding]:

@@ -136,6 +136,10 @@ class Lazy(MutableMapping[int, T], Generic[T]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def changes(self) -> list[int]:
+        """The numbers that were set or removed since the block was read."""
+        return list(self._changes)
+
     def added(self) -> list[int]:
         """The numbers that the block has not."""
         return [number for number in self._changes if number not in self.block]

@@ -149,6 +149,42 @@ def test_two_hundred_vms_are_read_in_a_moment(root):
     assert time.process_time() - before < 1
 
 
+# What matters to others
+
+
+def of_class(vmid: int, vm_class: VmClass) -> Claim:
+    one = claim(vmid)
+    return replace(one, placement=replace(one.placement, vm_class=vm_class))
+
+
+@pytest.mark.parametrize("before", [VmClass.SHARED, VmClass.DEDICATED, None])
+def test_who_has_cpus_of_his_own_is_known_whatever_the_file_still_says(root, before):
+    with ledgers.locked(root) as ledger:
+        if before:
+            ledger.claims[100] = of_class(100, before)
+        ledger.claims[101] = of_class(101, VmClass.SHARED)
+        ledgers.save(root, ledger)
+    with ledgers.locked(root) as ledger:
+        ledger.claims[100] = of_class(100, VmClass.DEDICATED)
+        assert set(ledger.felt()) == {100}
+        ledger.claims[100] = of_class(100, VmClass.SHARED)
+        assert set(ledger.felt()) == set()
+        del ledger.claims[100]
+        assert set(ledger.felt()) == set() and [held.vmid for held in ledger.holdings()] == [101]
+
+
+def test_what_others_hold_is_the_same_from_text_and_from_the_claim(root):
+    one = replace(claim(100, load=0.25, memory_mib=4096, weight=50), state=State.STARTING)
+    with ledgers.locked(root) as ledger:
+        ledger.claims[100] = one
+        (known,) = ledger.holdings()
+        ledgers.save(root, ledger)
+    (read,) = ledgers.peek(root).holdings()
+    with ledgers.locked(root, ()) as ledger:
+        (unread,) = ledger.holdings(but=101)
+    assert known == read == unread and known.memory_mib == {0: 4096}
+
+
 # Damage
 
 
