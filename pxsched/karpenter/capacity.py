@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pxsched.errors import UserError
 from pxsched.host import cpulist
 from pxsched.host.topology import Node, Topology
+from pxsched.karpenter import reader
 from pxsched.proxmox.cluster import CAPACITY_NAME, CAPACITY_TAG
 from pxsched.settings.policy import NodeSettings
 from pxsched.value import Value
@@ -42,23 +43,56 @@ def reserved_cpus(topology: Topology, settings: NodeSettings) -> frozenset[int]:
     return named & topology.online
 
 
-def offers(topology: Topology, settings: NodeSettings) -> tuple[Offer, ...]:
-    """What each node with CPUs offers, by node id. Raises UserError when that cannot be described."""
+def left_out(topology: Topology, settings: NodeSettings) -> frozenset[int]:
+    """The reserved CPUs that need not be listed. All are, where the provider would be wrong about more of the
+    machine without them: it knows siblings by counting. Then only the node-settings document reserves them.
+    """
     reserved = reserved_cpus(topology, settings)
-    used = [node for node in topology.nodes if node.cpus - reserved]
-    if not used:
+    nodes = {node.id: node.cpus for node in topology.nodes if node.cpus}
+    less = {number: cpus - reserved for number, cpus in nodes.items() if cpus - reserved}
+    before = reader.mistakes(topology, reader.told(topology, nodes))
+    after = reader.mistakes(topology, reader.told(topology, less))
+    return reserved if len(after) <= len(before) else frozenset()
+
+
+def offers(topology: Topology, settings: NodeSettings) -> tuple[Offer, ...]:
+    """What each node with CPUs and memory offers, by its id. Raises UserError when that cannot be told."""
+    if not topology.online - reserved_cpus(topology, settings):
         raise UserError(
             "no CPU is left to offer to Karpenter", hint="see `housekeeping` and `reserved_cpus` in [node]"
         )
+    unlisted = left_out(topology, settings)
+    used = [node for node in topology.nodes if node.cpus - unlisted]
+    left_mib = _after_reservation(used, settings.karpenter_reserved_mib)
+    used = [node for node in used if whole_gib(left_mib[node.id])]
+    if not used:
+        raise UserError("less than 1 GiB of memory on each NUMA node: there is nothing to offer to Karpenter")
     if len(used) > MAX_NUMA_NODES:
         raise UserError(
             f"{len(used)} NUMA nodes cannot be described: Proxmox knows numa0 to numa{MAX_NUMA_NODES - 1}",
             hint="`pxsched karpenter settings` has no such limit; or set fewer nodes per socket (NPS, SNC)",
         )
-    left_mib = _after_reservation(used, settings.karpenter_reserved_mib)
     return tuple(
-        Offer(node.id, tuple(sorted(node.cpus - reserved)), whole_gib(left_mib[node.id])) for node in used
+        Offer(node.id, tuple(sorted(node.cpus - unlisted)), whole_gib(left_mib[node.id])) for node in used
     )
+
+
+def notes(topology: Topology, settings: NodeSettings) -> tuple[str, ...]:
+    """What cannot be told as it is, one sentence each. Raises UserError as `offers` does."""
+    offered = offers(topology, settings)
+    listed = reader.told(topology, {offer.node: frozenset(offer.cpus) for offer in offered})
+    found = list(reader.mistakes(topology, listed))
+    if kept := reserved_cpus(topology, settings) & listed.cpus:
+        found.append(
+            f"CPUs {cpulist.format(kept)} are listed though they are reserved, as the provider would pair"
+            " siblings wrongly without them: give it `pxsched karpenter settings`, which reserves them"
+        )
+    empty = [node for node in topology.nodes if node.cpus and node.id not in listed.nodes]
+    found += [
+        f"NUMA node {node.id} is not offered: it has no whole GiB of memory, or all its CPUs are reserved"
+        for node in empty
+    ]
+    return tuple(found)
 
 
 def whole_gib(memory_mib: int) -> int:
@@ -93,8 +127,6 @@ def build(topology: Topology, settings: NodeSettings) -> dict[str, str]:
     parts = offers(topology, settings)
     cores = sum(len(offer.cpus) for offer in parts)
     memory_mib = sum(offer.memory_mib for offer in parts)
-    if not memory_mib:
-        raise UserError("less than 1 GiB of memory on each NUMA node: there is nothing to offer to Karpenter")
     options = {
         # Each node's list apart: a run that ends one node and begins the next must stay two.
         "affinity": ",".join(cpulist.format(offer.cpus) for offer in parts),

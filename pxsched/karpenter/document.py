@@ -1,14 +1,14 @@
 """The node-settings document of Karpenter's Proxmox provider: what the capacity VM cannot carry. Pure.
 
 Its shape is {REGION: {NODE: settings}}; the provider takes `cores` as physical cores of the machine,
-`threads` as SMT threads per core and `uncorecaches` as the cores that share one L3 cache. It ignores keys
-it does not know inside a node's settings and nowhere else, so the schema's number is there.
+`threads` as SMT threads per core and `uncorecaches` as the number of L3 caches (its manual: the highest L3
+number of `lscpu -e` plus one). It ignores keys it does not know inside a node's settings and nowhere else, so
+the schema's number is there.
 """
-
-from collections import Counter
 
 from pxsched.host import cpulist
 from pxsched.host.topology import Topology
+from pxsched.karpenter import reader
 from pxsched.karpenter.capacity import MIB, reserved_cpus
 from pxsched.settings.policy import NodeSettings
 from pxsched.value import Value
@@ -38,15 +38,14 @@ class Document(Value):
 
 def build(topology: Topology, settings: NodeSettings) -> Document:
     """Describes the whole machine; reservations are told, not subtracted."""
-    online = [topology.cpus[cpu] for cpu in sorted(topology.online)]
-    core_of = {cpu.id: cpu.core for cpu in online}
-    siblings = sorted({cpu.siblings for cpu in online if cpu.siblings}, key=min)
-    cores_per_l3 = [len({core_of.get(cpu) for cpu in l3.cpus}) for l3 in topology.l3s]
+    siblings = sorted({cpu.siblings for cpu in topology.cpus.values() if cpu.online}, key=min)
+    listed = {node.id: node.cpus for node in topology.nodes if node.cpus}
+    told = reader.told(topology, listed)
     return Document(
         cores=len(siblings),
-        sockets=max(1, len(topology.packages)),
-        threads=_usual([len(core) for core in siblings]),
-        uncorecaches=_usual(cores_per_l3),
+        sockets=told.sockets,
+        threads=told.threads,
+        uncorecaches=told.uncorecaches,
         nodes={
             str(node.id): Numa(cpulist.format(node.cpus), node.memory_bytes or 0)
             for node in topology.nodes
@@ -57,11 +56,3 @@ def build(topology: Topology, settings: NodeSettings) -> Document:
         l3=tuple(cpulist.format(l3.cpus) for l3 in topology.l3s),
         smt=tuple(cpulist.format(core) for core in siblings if len(core) > 1),
     )
-
-
-def _usual(counts: list[int]) -> int:
-    """The most frequent number, the larger of equals; 1 where the kernel says nothing."""
-    if not counts:
-        return 1
-    tally = Counter(counts)
-    return max(tally, key=lambda count: (tally[count], count))

@@ -80,7 +80,7 @@ def plan(root: Root, topology: Topology, settings: NodeSettings) -> Plan:
         guest.vmid if guest else None,
         tuple(change for change in changes if _meaning(change.now) != _meaning(change.want)),
         guest.digest if guest else "",
-        notes,
+        (*notes, *capacity.notes(topology, settings)),
     )
 
 

@@ -58,12 +58,6 @@ def test_memory_is_whole_gib_and_one_is_held_back_where_there_is_more(machine, k
     assert options(machine([("0-3", kib)]))["memory"] == str(mib)
 
 
-def test_a_node_of_less_than_a_gib_offers_its_cpus_and_no_memory(machine):
-    root = machine([("0-3", 4 * GIB_KIB), ("4-7", GIB_KIB - 1)])
-    assert options(root)["numa1"] == "cpus=4-7,hostnodes=1,memory=0"
-    assert options(root)["memory"] == str(3 * 1024)
-
-
 def test_a_machine_with_no_memory_to_offer_is_refused(machine):
     with pytest.raises(UserError, match="less than 1 GiB"):
         options(machine([("0-3", GIB_KIB - 1)]))
@@ -84,18 +78,11 @@ def test_offline_cpus_are_not_offered(machine, tmp_path):
     assert options(root)["cores"] == "7"
 
 
-def test_housekeeping_and_reserved_cpus_are_not_offered(epyc):
-    found = options(epyc, housekeeping="0,32", reserved_cpus="8")
-    assert found["affinity"].startswith("1-7,33-39,9-15,40-47,16-23")
-    assert found["cores"] == "61"
-    assert found["numa0"].startswith("cpus=0-13,hostnodes=0,")
-    assert found["numa1"].startswith("cpus=14-28,hostnodes=1,")
-
-
-def test_a_node_that_is_all_housekeeping_is_left_out(epyc):
-    found = options(epyc, housekeeping="0-7,32-39")
-    assert found["numa0"].startswith("cpus=0-15,hostnodes=1,")
-    assert "numa3" not in found
+def test_reserved_cpus_are_not_offered_where_the_reader_counts_right_without_them(machine):
+    root = machine([("0-7", 4 * GIB_KIB)], siblings=1)
+    found = options(root, housekeeping="0", reserved_cpus="7")
+    assert (found["affinity"], found["cores"]) == ("1-6", "6")
+    assert found["numa0"] == "cpus=0-5,hostnodes=0,memory=3072"
 
 
 def test_reserving_every_cpu_is_refused(epyc):
@@ -112,9 +99,9 @@ def test_reserved_memory_is_taken_from_all_nodes_alike(epyc):
 def test_what_a_small_node_cannot_reserve_the_others_do(machine):
     root = machine([("0-3", 2 * GIB_KIB), ("4-7", 33 * GIB_KIB)])
     found = options(root, karpenter_reserved_mib=10 * 1024)
-    assert found["numa0"].endswith("memory=0")
+    assert found["numa0"].startswith("cpus=0-3,hostnodes=1,") and "numa1" not in found
     # 35 GiB less 10 are 25, on the large node; one held back
-    assert found["numa1"].endswith(f"memory={24 * 1024}")
+    assert found["numa0"].endswith(f"memory={24 * 1024}")
 
 
 def test_a_run_of_cpus_over_two_nodes_stays_two_lists(machine):

@@ -19,7 +19,7 @@ def test_it_carries_what_the_provider_asks_for(epyc):
     assert described["cores"] == 32
     assert described["sockets"] == 1
     assert described["threads"] == 2
-    assert described["uncorecaches"] == 8  # cores that share an L3
+    assert described["uncorecaches"] == 4  # L3 caches
     assert described["nodes"]["1"] == {"cpus": "8-15,40-47", "memsize": 131_709_440 * 1024}
     assert described["reservedcpus"] == [0, 32]
     assert described["reservedmemory"] == 2048 << 20
@@ -31,8 +31,8 @@ def test_it_carries_l3_groups_and_siblings_for_readers_that_want_more(epyc):
     assert described["smt"][:2] == ["0,32", "1,33"]
 
 
-def test_several_l3_groups_in_a_node_count_their_own_cores(machine):
-    assert build(machine([("0-15", 4 * GIB_KIB)], l3_cores=4))["uncorecaches"] == 4
+def test_every_l3_group_of_a_node_counts(machine):
+    assert build(machine([("0-15", 4 * GIB_KIB)], l3_cores=4))["uncorecaches"] == 2
 
 
 def test_without_smt_there_is_one_thread_per_core(machine):

@@ -117,8 +117,8 @@ def test_another_way_of_writing_the_same_is_no_difference(node):
 def test_changed_settings_change_the_vm(node):
     stored(node)
     api = Recorder()
-    tick(node, api, housekeeping="0,32")
-    assert set(api.written[0][2]) == {"affinity", "cores", "numa0", "numa1", "numa2", "numa3", "digest"}
+    tick(node, api, karpenter_reserved_mib=4096)
+    assert set(api.written[0][2]) == {"memory", "numa0", "numa1", "numa2", "numa3", "digest"}
 
 
 def test_it_is_found_by_name_and_tag_among_other_vms(node):
