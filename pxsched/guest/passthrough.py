@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterable
 from itertools import pairwise
 
-from pxsched.guest.config import Machine, property_string
+from pxsched.guest.config import Machine
+from pxsched.guest.options import property_string
 from pxsched.guest.process import Process
 from pxsched.host import devices
 from pxsched.host.devices import Device

@@ -9,7 +9,7 @@ import os
 import re
 
 from pxsched.errors import UserError
-from pxsched.guest import config
+from pxsched.guest.options import property_string
 from pxsched.host.topology import Topology
 from pxsched.karpenter import capacity
 from pxsched.proxmox import cluster
@@ -89,7 +89,7 @@ def _meaning(value: str | None) -> object:
     if value is None or "=" not in value:
         return value
     try:
-        values = config.property_string(value, "current")
+        values = property_string(value, "current")
     except ValueError:
         return value
     return values["current"] if values.keys() == {"current"} else values

@@ -1,6 +1,7 @@
 """VM configurations: Proxmox's own, real people's, ours, and rubbish."""
 
 import json
+import subprocess
 import time
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pxsched.guest import config
+from pxsched.guest import config, options
 from pxsched.guest.config import Config, GuestNode, HostPci, Machine
+from pxsched.host import cpulist
 
 OURS = Path(__file__).resolve().parents[1] / "data" / "configs"
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpora" / "configs"
@@ -145,7 +147,12 @@ def test_four_cores_are_four_cores(lines):
      "cores 4", "co res: 4", "memory: lots", "memory: current=1,current=2", "balloon: -1", "shares: 50001",
      "cpuunits: 300000", "cpulimit: nan", "cpulimit: 1,5", "affinity: a", "affinity: 3-1",
      "affinity: 0-3:1/2", "numa: maybe", "hugepages: 4", "numa0: memory=1", "numa0: cpus=0,policy=best",
-     "hostpci0: nonsense", "hostpci0: pcie=1", "delete: cores", "numa0: cpus=0,cpus=1", "½: 1"],
+     "hostpci0: nonsense", "hostpci0: pcie=1", "delete: cores", "numa0: cpus=0,cpus=1", "½: 1",
+     "affinity: ,1", "affinity: 1,,2", "affinity: , ,1", "affinity: 0 -1", "affinity: 0- 1", "affinity: 0-3:1/2",
+     "smp: 0", "smp: 2,cores=2", "[a]b]", "[snap]]", "[PENDING]x]",
+     "numa0: cpus=0, memory=512", "numa0: cpus = 0,memory=512", "numa0: cpus=0 ,memory=512",
+     "numa0: cpus=0,memory=512,colour=red", "numa0: cpus=0,memory=512,hostnodes=", "numa0: cpus=0;,memory=1",
+     "numa0: cpus=0; 1,memory=512", "numa0: 0,memory=512", "hostpci0: 01:00.0, pcie=1"],
 )  # fmt: skip
 def test_a_line_that_proxmox_would_not_take_is_a_warning_with_file_and_line(line):
     read = parse("name: x", line)
@@ -182,6 +189,46 @@ def test_inner_lists_of_a_guest_node_are_separated_by_semicolons():
     assert (node.cpus, node.host_nodes) == ({0, 1, 2, 3, 8}, {0, 2, 3})
 
 
+def test_a_heading_that_is_none_does_not_end_the_section():
+    read = parse("cores: 2", "[a]b]", "sockets: 2", "[PENDING]", "[snap]]", "cores: 3", "[ok]", "cores: 4")
+    assert (read.options, read.pending) == ({"cores": "2", "sockets": "2"}, {"cores": "3"})
+    assert read.snapshots == {"ok": {"cores": "4"}}
+    assert [warning.split(":")[1] for warning in read.warnings] == ["2", "5"]
+
+
+@pytest.mark.parametrize(
+    "lines, sockets",
+    [(("smp: 3",), 3), (("smp: 3", "sockets: 2"), 2), (("sockets: 2", "smp: 3"), 2), (("sockets: 2",), 2)],
+)
+def test_the_old_key_smp_is_the_number_of_sockets_where_there_is_no_other(lines, sockets):
+    vm = machine(*lines, "cores: 2")
+    assert (vm.sockets, vm.cores, vm.vcpus) == (sockets, 2, 2 * sockets)
+
+
+AFFINITIES = ["0", "0,0", "0-0", "00", "0 ,0", "0,0 ,0", "0, 0", "0,", "0,0,,", "0,\t0", "0, 0,0", "0-0, 0-0", ","]
+
+
+@pytest.mark.parametrize("text", AFFINITIES)
+def test_an_affinity_that_taskset_refuses_is_said_to_keep_the_vm_from_starting(text):
+    read = parse(f"affinity: {text}")
+    assert read.warnings == (), "qm set takes it"
+    starts = subprocess.run(["taskset", "--cpu-list", text, "true"], capture_output=True, check=False)
+    said = config.machine(read).warnings
+    assert (not said) == (starts.returncode == 0)
+    assert all("cannot start: taskset refuses affinity" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    "drive, counts",
+    [("local:d,iothread=1", True), ("local:d,iothread=ON", True), ("local:d,iothread=Yes,size=1G", True),
+     ("iothread=TRUE,file=local:d", True), ("local:d,iothread=0", False), ("local:d,iothread=off", False),
+     ("local:d,iothread=2", False), ("local:d, iothread=1", False), ("local:d,iothread=1,iothread=1", False),
+     ("local:x.iso,media=cdrom,iothread=1", False), ("local:d,media=disk,iothread=1", True), ("local:d", False)],
+)  # fmt: skip
+def test_an_iothread_counts_as_proxmox_counts_it(drive, counts):
+    assert machine(f"virtio3: {drive}").iothreads == (("virtio3",) if counts else ())
+
+
 def test_an_iothread_of_a_scsi_disk_counts_with_the_single_controller_only():
     disk = "scsi2: local:d,iothread=1"
     assert machine(disk).iothreads == ()
@@ -213,7 +260,8 @@ def test_a_warning_quotes_little_of_a_long_line():
     "line",
     ["ciuser: a" + " " * 500_000 + "b", "net" + "1" * 5000 + ": virtio", "numa" + "0" * 5000 + ": cpus=0",
      "numa0: cpus=" + ";".join(["0-65535"] * 50_000), "hostpci0: " + "00:00;" * 100_000,
-     "[" + "]" * 500_000 + "x", "#" + "%" * 500_000, "tags: " + "a " * 200_000, "a" * 500_000],
+     "[" + "]" * 500_000 + "x", "[" + "a" * 500_000, "affinity: 0" + "," * 500_000,
+     "affinity: " + "0-8000," * 100_000, "virtio0: " + "a," * 200_000, "#" + "%" * 500_000, "tags: " + "a " * 200_000, "a" * 500_000],
     ids=lambda line: line[:12],
 )  # fmt: skip
 def test_a_hostile_line_takes_neither_long_nor_the_memory(line):
@@ -225,7 +273,7 @@ def test_a_hostile_line_takes_neither_long_nor_the_memory(line):
 # Rubbish
 
 KEYS = st.sampled_from(
-    ["cores", "sockets", "vcpus", "memory", "balloon", "shares", "cpuunits", "cpulimit", "affinity", "numa",
+    ["cores", "sockets", "smp", "vcpus", "memory", "balloon", "shares", "cpuunits", "cpulimit", "affinity", "numa",
      "numa0", "numa99", "hugepages", "hostpci0", "net0", "scsi0", "virtio1", "scsihw", "tags", "name",
      "delete", "description", "hookscript", "template", "lock"]
 )  # fmt: skip
@@ -244,7 +292,7 @@ def test_rubbish_never_raises(effort, lines):
     read = config.parse("\n".join(lines), name="x")
     vm = config.machine(read)
     assert all(warning.startswith("x:") for warning in read.warnings)
-    assert 1 <= vm.vcpus <= config.MAX_VCPUS and vm.memory_mib >= 1
+    assert 1 <= vm.vcpus <= options.MAX_VCPUS and vm.memory_mib >= 1
     assert vm.vcpus <= vm.sockets * vm.cores
 
 
@@ -269,7 +317,17 @@ def test_what_proxmox_writes_is_what_we_read(options, notes):
 @given(text=st.text(alphabet="ab=,; ", max_size=30))
 def test_a_property_string_is_read_or_refused_with_a_value_error(text):
     try:
-        values = config.property_string(text, "file")
+        values = options.property_string(text, "file")
     except ValueError:
         return
     assert all(values)
+
+
+@given(text=st.text(alphabet="01-, \t", max_size=12))
+def test_an_affinity_is_a_list_of_cpus_or_is_refused_with_a_value_error(text):
+    try:
+        cpus = options.affinity(text)
+    except ValueError:
+        return
+    assert cpus == cpulist.parse_ordered(text), "what we take, the kernel's grammar reads the same way"
+    assert cpus or not options.taskset_takes(text)
