@@ -15,7 +15,7 @@ PRODUCT = CHECKOUT / "pxsched"
 # From the ground floor up; what stands on one line knows nothing of its neighbours.
 FLOORS = (
     "errors value",
-    "stored",
+    "stored child",
     "root",
     "host",
     "settings guest",
@@ -91,6 +91,12 @@ SYSTEM = {"os", "socket", "subprocess", "time", "fcntl", "shutil", "pathlib", "p
 )
 def test_what_is_pure_does_not_touch_the_system(module):
     assert not {name.partition(".")[0] for name in imported(MODULES[module])} & SYSTEM
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if not name.startswith("pxsched.sandbox")))
+def test_children_are_started_in_one_place(module):
+    """Umask and locale of a child are Proxmox's, which is seen to there. (A sandbox is a Proxmox itself.)"""
+    assert module == "pxsched.child" or "subprocess" not in set(imported(MODULES[module]))
 
 
 # Libraries. Those of the standard library need no word; the optional ones say what is missing when they are.

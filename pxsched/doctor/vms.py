@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator
 
-from pxsched import chain
+from pxsched import chain, child
 from pxsched.doctor.finding import Finding, Level, Subject, some, vms
 from pxsched.errors import UserError
 from pxsched.guest.config import Machine
@@ -96,14 +96,11 @@ def timer(subject: Subject) -> Iterator[Finding]:
     if root.base != "/" or not os.path.isdir("/run/systemd/system"):
         yield Finding(Level.NOTE, "timer", "not asked: systemd does not run below this root")
         return
-    import subprocess
-
-    states = {
-        unit: subprocess.run(
-            ["systemctl", "is-active", unit], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        for unit in UNITS
-    }
+    try:
+        states = {unit: child.run(["systemctl", "is-active", unit]).stdout.strip() for unit in UNITS}
+    except (OSError, child.Late) as error:
+        yield Finding(Level.WARN, "timer", f"systemd cannot be asked: {error}")
+        return
     failed = [unit for unit, state in states.items() if state == "failed"]
     if failed:
         yield Finding(Level.BAD, "timer", f"{', '.join(failed)} failed", f"journalctl -u {failed[0]}")

@@ -76,20 +76,12 @@ def call(root: Root, *arguments: str) -> None:
     """Runs systemctl. Raises NoSuchUnit or OSError."""
     if not present(root):
         raise OSError(errno.EOPNOTSUPP, "systemd is not what runs this system")
-    import subprocess
+    from pxsched import child
 
+    argv = [PROGRAM, "--quiet", "--no-ask-password", *arguments]
     try:
-        done = subprocess.run(
-            [PROGRAM, "--quiet", "--no-ask-password", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PATIENCE_S,
-            env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+        done = child.run(argv, patience_s=PATIENCE_S, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+    except child.Late:
         raise OSError(errno.ETIMEDOUT, f"systemd did not answer within {PATIENCE_S:g} s") from None
     if done.returncode:
         said = " ".join(done.stderr.split())[:200]

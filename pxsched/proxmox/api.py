@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Protocol
 
+from pxsched import child
 from pxsched.errors import UserError
 from pxsched.value import Value
 
@@ -46,20 +47,15 @@ class Proxmoxer(Value):
     def call(self, method: Method, path: str, params: Mapping[str, str] | None = None) -> object:
         from proxmoxer.core import ResourceException
 
-        failures = (ResourceException, OSError, *_timeouts())  # requests' own errors are OSErrors
+        failures = (ResourceException, OSError, child.Late)  # requests' own errors are OSErrors
         try:
-            answer: object = getattr(self.client(path), method.value)(**(params or {}))
+            with child.surroundings():
+                answer: object = getattr(self.client(path), method.value)(**(params or {}))
         except failures as error:
             raise _refusal(error, method, path, self.where) from error
         if isinstance(answer, dict) and isinstance(answer.get("errors"), str | bytes):
             return None  # what pvesh printed beside JSON, e.g. "update VM 100: ..."
         return answer
-
-
-def _timeouts() -> tuple[type[Exception], ...]:
-    import subprocess
-
-    return (subprocess.TimeoutExpired,)
 
 
 def _refusal(error: Exception, method: Method, path: str, where: str) -> ApiError:
@@ -108,20 +104,17 @@ class Pvesh(Value):
 
     def call(self, method: Method, path: str, params: Mapping[str, str] | None = None) -> object:
         import json
-        import subprocess
 
         verb = {Method.CREATE: "create", Method.SET: "set"}.get(method, method.value)
         options = [word for key, value in (params or {}).items() for word in (f"--{key}", value)]
         argv = [*self.command, verb, f"/{path}", *options, "--output-format", "json"]
         try:
-            done = subprocess.run(
-                argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-            )
+            done = child.run(argv, patience_s=TIMEOUT_S)
         except FileNotFoundError:
             raise ApiError(
                 "pvesh is not here", hint="this is no Proxmox node; use --host to reach one"
             ) from None
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except (OSError, child.Late) as error:
             raise ApiError(f"pvesh {verb} /{path}: {error}") from error
         if done.returncode:
             text = one_line(done.stderr or done.stdout)

@@ -6,9 +6,13 @@ import os
 import shutil
 from typing import Protocol
 
+from pxsched import child
 from pxsched.errors import UserError
 from pxsched.root import Root
 from pxsched.value import Value
+
+# To stop a unit takes as long as a pass may, which the unit itself bounds at two minutes.
+SYSTEMCTL_PATIENCE_S = 180.0
 
 
 class Step(Protocol):
@@ -119,11 +123,9 @@ class Systemctl(Value):
         return f"run systemctl {' '.join(self.words)}"
 
     def execute(self, root: Root) -> None:
-        import subprocess
-
-        done = subprocess.run(
-            ["systemctl", "--quiet", *self.words],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        try:
+            done = child.run(["systemctl", "--quiet", *self.words], patience_s=SYSTEMCTL_PATIENCE_S)
+        except (OSError, child.Late) as error:
+            raise UserError(f"systemctl {' '.join(self.words)}: {error}") from error
         if done.returncode and self.must:
             raise UserError(f"systemctl {' '.join(self.words)}: {' '.join(done.stderr.split())[:300]}")

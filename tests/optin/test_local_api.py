@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import sys
 
 import pytest
@@ -99,6 +100,27 @@ def test_a_missing_quorum_is_explained(pvesh, way):
     with pytest.raises(ApiError, match="no quorum") as caught:
         way().call(Method.SET, "nodes/pve1/qemu/100/config", {"tags": "x"})
     assert "nothing can be written" in caught.value.hint
+
+
+PERLS_WARNING = "perl: warning: Setting locale failed.\nperl: warning: Falling back to the standard locale.\n"
+
+
+@WAYS
+def test_proxmox_is_called_with_its_own_umask_and_a_locale_that_there_always_is(pvesh, way, monkeypatch):
+    """Our umask would keep pveproxy from its task logs; proxmoxer takes Perl's warning for a failure."""
+    pvesh.answers(stdout='"105"\n')
+    log = pvesh.directory / "task.log"
+    warn = f"[ \"$LC_ALL\" = C ] || printf '{PERLS_WARNING}' >&2\n: >'{log}'\n"
+    script = pvesh.directory / "pvesh"
+    script.write_text(script.read_text().replace("cat stdout", f"{warn}cat stdout"))
+    monkeypatch.setenv("LC_ALL", "xx_YY.UTF-8")
+    before = os.umask(0o077)
+    try:
+        assert way().call(Method.GET, "cluster/nextid") == "105"
+        assert os.umask(0o077) == 0o077, "our own files stay ours"
+    finally:
+        os.umask(before)
+    assert log.stat().st_mode & 0o777 == 0o644
 
 
 def test_a_proxmoxer_without_local_backend_leads_to_pvesh(pvesh, monkeypatch):
