@@ -1,7 +1,9 @@
 """What the commands of all areas have in common: how one is added, its VMIDs, its JSON."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pxsched.output import printable, say_json
 
 if TYPE_CHECKING:
     import argparse
@@ -47,7 +49,16 @@ def vmid(text: str) -> int:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """One JSON object, with the schema every one of ours has; in ASCII, whatever tenants wrote."""
-    import json
+    """One JSON object, with the schema every one of ours has."""
+    say_json({"schema": 1, **document})
 
-    print(json.dumps({"schema": 1, **document}))
+
+def new_parser(**said: Any) -> "argparse.ArgumentParser":
+    """A parser whose errors repeat of the typed words what is printable. said: as argparse's."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            super().error(printable(message))
+
+    return Parser(**said)

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 
 from pxsched.errors import UserError
 from pxsched.ledger import lock
+from pxsched.output import complain
 from pxsched.root import Root
 
 CHAIN_FILE = "etc/pve/pxsched-chain.json"
@@ -54,7 +55,7 @@ def scripts(root: Root, vmid: int) -> list[str]:
         return [root.path(storage.script_path(root, volume)), *found]
     except UserError as error:
         # Proxmox would refuse to start the VM, too; a path that cannot be run leads to the same.
-        print(f"pxsched: {error}", file=sys.stderr)
+        complain(str(error))
         return [root.path(f"nonexistent/{vmid}"), *found]
 
 
@@ -69,13 +70,13 @@ def _run(path: str, vmid: int, phase: str) -> int:
             setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),  # Python ignores them, its children should not
         )
     except OSError as error:
-        print(f"pxsched: hookscript {path}: {error.strerror}", file=sys.stderr)
+        complain(f"hookscript {path}: {error.strerror}")
         return 1
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     if code:
         how = f"exit code {code}" if code > 0 else f"signal {-code}"
-        print(f"pxsched: hookscript {path} {vmid} {phase}: {how}", file=sys.stderr)
+        complain(f"hookscript {path} {vmid} {phase}: {how}")
     return code if code >= 0 else 128 - code
 
 
@@ -98,7 +99,7 @@ def _load(root: Root) -> dict[str, dict[int, str]]:
             for what, items in tables.items()
         }
     except (ValueError, TypeError, AttributeError) as error:
-        print(f"pxsched: /{CHAIN_FILE} is damaged ({error}): no chained hookscript is run", file=sys.stderr)
+        complain(f"/{CHAIN_FILE} is damaged ({error}): no chained hookscript is run")
         return {}
 
 

@@ -11,6 +11,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from pxsched.errors import Exit, UserError
+from pxsched.output import complain, journal
 from pxsched.root import Root
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser(_command(words)).parse_args(words)
         return int(options.run(options))
     except UserError as error:
-        print(f"pxsched: {error}", file=sys.stderr)
+        complain(str(error))
         return Exit.REFUSED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -90,17 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(words: list[str], error: Exception) -> None:
-    import syslog
-
     where = error.__traceback__
     while where is not None and where.tb_next is not None:
         where = where.tb_next
     line = f"unexpected {type(error).__name__}: {error}"
     if where is not None:
         line += f" [{os.path.basename(where.tb_frame.f_code.co_filename)}:{where.tb_lineno}]"
-    print(f"pxsched: {line} (please report it with `pxsched doctor --bundle FILE`)", file=sys.stderr)
-    syslog.openlog("pxsched")
-    syslog.syslog(syslog.LOG_ERR, f"{' '.join(words)[:200]}: {line}")
+    complain(f"{line} (please report it with `pxsched doctor --bundle FILE`)")
+    journal(f"{' '.join(words)[:200]}: {line}")
 
 
 def _command(words: list[str]) -> str | None:
@@ -119,7 +117,9 @@ def parser(command: str | None = None) -> "argparse.ArgumentParser":
     import argparse
     from importlib import import_module
 
-    top = argparse.ArgumentParser(
+    from pxsched.arguments import new_parser
+
+    top = new_parser(
         prog="pxsched",
         description="Places, pins and balances the QEMU guests of a Proxmox VE node.",
         epilog="examples:\n  pxsched topology\n  pxsched plan 100\n  pxsched status\n  pxsched enable 100",

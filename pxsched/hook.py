@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from pxsched import output
 from pxsched.errors import Exit, UserError
 from pxsched.guest import process
 from pxsched.guest.process import VMID
@@ -133,8 +134,7 @@ def _strict(root: Root, vmid: int, environ: Mapping[str, str]) -> bool:
 
 def say(line: str) -> None:
     """One line for the task log; a reader that left is no reason to fail."""
-    text = "".join(char if char.isprintable() else "?" for char in line)
     try:
-        print(f"pxsched: {text}", flush=True)
+        output.say(f"pxsched: {line}")
     except OSError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends

@@ -5,7 +5,6 @@ Passes never overlap: the second one leaves at once, as the first is doing its w
 
 import gc
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,6 +20,7 @@ from pxsched.node.balancing import Balancer, Result
 from pxsched.node.settle import Pass
 from pxsched.node.sighting import Node, Sighting
 from pxsched.node.sightings import Sightings
+from pxsched.output import complain, say
 from pxsched.root import Root
 from pxsched.value import Value
 
@@ -98,7 +98,7 @@ def _describe_capacity(node: Node) -> None:
     from pxsched.karpenter import keep
 
     for line in keep.tick(node.root, node.topology, node.settings.node):
-        print(line, flush=True)
+        say(line)
 
 
 def tick(root: Root, environ: Mapping[str, str] = os.environ) -> Done:
@@ -137,7 +137,7 @@ def watch(root: Root, period_s: float) -> None:
             said = ""
         except UserError as error:
             if str(error) != said:
-                print(f"pxsched: {error}", file=sys.stderr, flush=True)
+                complain(str(error))
                 said = str(error)
         time.sleep(max(0.0, period_s - (time.monotonic() - begin)))
 
@@ -162,7 +162,7 @@ def report(done: Done) -> None:
     if done.balanced is not None:
         parts += done.balanced.lines
     if parts:
-        print("; ".join(parts), flush=True)
+        say("; ".join(parts))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ PRODUCT = CHECKOUT / "pxsched"
 
 # From the ground floor up; what stands on one line knows nothing of its neighbours.
 FLOORS = (
-    "errors value",
+    "errors output value",
     "stored child",
     "root",
     "host",
@@ -97,6 +97,17 @@ def test_what_is_pure_does_not_touch_the_system(module):
 def test_children_are_started_in_one_place(module):
     """Umask and locale of a child are Proxmox's, which is seen to there. (A sandbox is a Proxmox itself.)"""
     assert module == "pxsched.child" or "subprocess" not in set(imported(MODULES[module]))
+
+
+# What other programs say, passed on by a process whose output `qm` collects and filters.
+PASSED_ON = {"pxsched.sandbox.supervisor"}
+SPEAKING = {"print", "sys.stdout.write", "sys.stderr.write", "syslog.syslog"}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in {"pxsched.output", *PASSED_ON}])
+def test_text_leaves_by_one_door(module):
+    called = {ast.unparse(node.func) for node in ast.walk(MODULES[module]) if isinstance(node, ast.Call)}
+    assert not called & SPEAKING, "pxsched.output says it"
 
 
 # Libraries. Those of the standard library need no word; the optional ones say what is missing when they are.

@@ -3,8 +3,9 @@
 import argparse
 import sys
 
-from pxsched.arguments import add
+from pxsched.arguments import add, print_json
 from pxsched.errors import Exit, UserError
+from pxsched.output import say
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -32,13 +33,11 @@ def run_simulate(options: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"cannot read {options.requests!r}: {error.strerror}") from error
     for line in simulate.simulate(options.root, lines):
-        print(line)
+        say(line)
     return Exit.DONE
 
 
 def run_defrag(options: argparse.Namespace) -> int:
-    import json
-
     from pxsched.commands.simulate import running_vms
     from pxsched.ledger import file as ledgers
     from pxsched.node.sighting import open_node
@@ -50,7 +49,7 @@ def run_defrag(options: argparse.Namespace) -> int:
     host, running = running_vms(node, ledger, Sightings(options.root).look(ledger))
     found = defrag.remedies(host, running)
     if options.json:
-        print(json.dumps({"schema": 1, "remedies": [defrag.as_json(remedy) for remedy in found]}))
+        print_json({"remedies": [defrag.as_json(remedy) for remedy in found]})
     else:
-        print(*defrag.describe(found), sep="\n")
+        say(*defrag.describe(found))
     return Exit.DONE

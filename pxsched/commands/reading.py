@@ -17,6 +17,7 @@ from pxsched.ledger.journal import NODE, Entry
 from pxsched.node import planning
 from pxsched.node import sighting as nodes
 from pxsched.node.planning import Plan
+from pxsched.output import say
 from pxsched.root import Root
 
 
@@ -41,7 +42,7 @@ def run_topology(options: argparse.Namespace) -> int:
     else:
         from pxsched.report import text
 
-        print(text.machine(machine))
+        say(*text.machine(machine))
     return Exit.DONE
 
 
@@ -93,10 +94,8 @@ def run_config(options: argparse.Namespace) -> int:
             }
         )
     else:
-        for key, value in parsed.options.items():
-            print(f"{key}: {printable(value)}")
-        for warning in parsed.warnings:
-            print(f"# {printable(warning)}")
+        say(*(f"{key}: {value}" for key, value in parsed.options.items()))
+        say(*(f"# {warning}" for warning in parsed.warnings))
     return Exit.DONE
 
 
@@ -122,15 +121,14 @@ def run_plan(options: argparse.Namespace) -> int:
         print_json(plan_document(plan))
         return Exit.DONE
     placement = plan.claim.placement
-    print(f"VM {plan.claim.vmid} is {placement.vm_class}")
-    for number, cpus in enumerate(placement.vcpus):
-        print(f"  vCPU {number}: CPU {cpulist.format(cpus)}")
-    print(f"  emulator: CPU {cpulist.format(placement.emulator)}")
-    print(f"  memory: node {cpulist.format(placement.nodes)}")
-    for line in placement.why:
-        print(f"  why: {line}")
-    for item in plan.settings:
-        print(f"  {item.knob}: {item.now or '-'} -> {item.want}")
+    say(
+        f"VM {plan.claim.vmid} is {placement.vm_class}",
+        *(f"  vCPU {number}: CPU {cpulist.format(cpus)}" for number, cpus in enumerate(placement.vcpus)),
+        f"  emulator: CPU {cpulist.format(placement.emulator)}",
+        f"  memory: node {cpulist.format(placement.nodes)}",
+        *(f"  why: {line}" for line in placement.why),
+        *(f"  {item.knob}: {item.now or '-'} -> {item.want}" for item in plan.settings),
+    )
     return Exit.DONE
 
 
@@ -183,16 +181,13 @@ def run_status(options: argparse.Namespace) -> int:
         return Exit.DONE
     from pxsched.report import devices, knobs, text
 
-    for warning in ledger.warnings:
-        print(f"warning: {warning}")
+    say(*(f"warning: {warning}" for warning in ledger.warnings))
     if line := host.line(host.document(options.root)):
-        print(line)
-    print(text.status(claims, knobs.lines(options.root, entries, states)))
+        say(line)
+    say(*text.status(claims, knobs.lines(options.root, entries, states)))
     for claim in claims:
-        for line in devices.lines(claim.vmid, devices.document(options.root, claim)):
-            print(line)
-    for line in balance.lines(last, {claim.vmid for claim in claims}):
-        print(line)
+        say(*devices.lines(claim.vmid, devices.document(options.root, claim)))
+    say(*balance.lines(last, {claim.vmid for claim in claims}))
     return Exit.DONE
 
 
@@ -229,8 +224,3 @@ def _knob_document(key: str, entry: Entry, now: str | None) -> dict[str, Any]:
         "drifts": entry.drifts,
         "note": entry.note,
     }
-
-
-def printable(text: str) -> str:
-    """Text of a tenant's making, without anything that moves a terminal's cursor."""
-    return "".join(char if char.isprintable() else "?" for char in text)

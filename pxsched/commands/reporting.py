@@ -8,6 +8,7 @@ from pxsched.errors import Exit, UserError
 from pxsched.host import topology
 from pxsched.ledger import file as ledgers
 from pxsched.node import planning
+from pxsched.output import say
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -40,7 +41,7 @@ def run_report(options: argparse.Namespace) -> int:
 def _write(path: str, content: str) -> None:
     """Whole or not at all: a collector may read at any moment."""
     if path == "-":
-        print(content, end="")
+        say(*content.splitlines())
         return
     temporary = f"{path}.new"
     try:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from pxsched.arguments import add
 from pxsched.errors import Exit
+from pxsched.output import say
 from pxsched.root import Root
 
 if TYPE_CHECKING:
@@ -69,7 +70,5 @@ def run_restore(options: "argparse.Namespace") -> int:
     from pxsched.node import settle
 
     report = settle.restore_all(options.root)
-    print(f"{len(report.restored)} values put back")
-    for line in report.failed:
-        print(f"pxsched: {line}")
+    say(f"{len(report.restored)} values put back", *(f"pxsched: {line}" for line in report.failed))
     return Exit.REFUSED if report.failed else Exit.DONE

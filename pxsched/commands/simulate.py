@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
+from pxsched import output
 from pxsched.errors import UserError
 from pxsched.host import cpulist, topology
 from pxsched.placement.housekeeping import host_of
@@ -62,7 +63,7 @@ def simulate(root: Root, lines: Iterable[str]) -> Iterator[str]:
         if isinstance(step, Stop):
             node.stop(step.vmid)
         else:
-            yield json.dumps(node.start(step.request))
+            yield output.json_text(node.start(step.request))
 
 
 class Node:

@@ -1,14 +1,13 @@
 """`pxsched doctor`: one screen of checks, each with what to do about it."""
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator
 
-from pxsched.arguments import add
+from pxsched.arguments import add, print_json
 from pxsched.doctor import bundle, host, vms
 from pxsched.doctor.finding import Finding, Level, Subject
 from pxsched.errors import Exit, UserError
+from pxsched.output import complain, say
 from pxsched.root import Root
 from pxsched.value import plain
 
@@ -39,10 +38,10 @@ def run(args: argparse.Namespace) -> int:
     findings: list[Finding] = list(examine(root))
     if args.bundle:
         count = bundle.write(root, args.bundle, findings)
-        print(f"wrote {args.bundle}: {count} files, nothing of tenants", file=sys.stderr)
+        complain(f"wrote {args.bundle}: {count} files, nothing of tenants")
     if args.json:
         counts = {level.value: sum(f.level is level for f in findings) for level in Level}
-        print(json.dumps({"schema": 1, "counts": counts, "findings": [plain(f) for f in findings]}))
+        print_json({"counts": counts, "findings": [plain(f) for f in findings]})
     else:
         _print(findings)
     return Exit.REFUSED if any(finding.level is Level.BAD for finding in findings) else Exit.DONE
@@ -60,7 +59,6 @@ def examine(root: Root) -> Iterator[Finding]:
 
 def _print(findings: list[Finding]) -> None:
     for finding in findings:
-        text = "".join(char if char.isprintable() else "?" for char in finding.text)
-        print(f"{MARKS[finding.level.value]} {finding.area:16} {text}")
+        say(f"{MARKS[finding.level.value]} {finding.area:16} {finding.text}")
         if finding.remedy:
-            print(f"     {'':16} -> {finding.remedy}")
+            say(f"     {'':16} -> {finding.remedy}")

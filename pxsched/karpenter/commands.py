@@ -1,12 +1,12 @@
 """`pxsched karpenter plan | apply | export | settings`."""
 
 import argparse
-import json
 
-from pxsched.arguments import add
+from pxsched.arguments import add, print_json
 from pxsched.errors import Exit
 from pxsched.host import topology
 from pxsched.karpenter import capacity, document, keep
+from pxsched.output import say, say_json
 from pxsched.proxmox import cluster
 from pxsched.root import Root
 from pxsched.sandbox.stand_in import local_api
@@ -60,33 +60,33 @@ def run(args: argparse.Namespace) -> int:
 
 def _export(options: dict[str, str], as_json: bool) -> int:
     if as_json:
-        print(json.dumps({"schema": 1, "options": options, "description": capacity.DESCRIPTION}))
+        print_json({"options": options, "description": capacity.DESCRIPTION})
     else:
-        print(capacity.text(options), end="")
+        say(*capacity.text(options).splitlines())
     return Exit.DONE
 
 
 def _settings(root: Root, described: document.Document, region: str | None, node: str | None) -> int:
     region = region or cluster.cluster_name(root) or "region-1"
     node = node or cluster.node_name(root)
-    print(json.dumps({region: {node: plain(described)}}, indent=2))
+    say_json({region: {node: plain(described)}}, indent=2)
     return Exit.DONE
 
 
 def _show(todo: keep.Plan, vmid: int | None, applied: bool, as_json: bool) -> None:
     if as_json:
         changes = [plain(change) for change in todo.changes]
-        report = {"schema": 1, "node": todo.node, "vmid": vmid, "applied": applied}
-        print(json.dumps(report | {"changes": changes, "notes": list(todo.notes)}))
+        report = {"node": todo.node, "vmid": vmid, "applied": applied}
+        print_json(report | {"changes": changes, "notes": list(todo.notes)})
         return
     for note in todo.notes:
-        print(note)
+        say(note)
     if not todo.changes:
-        print(f"VM {vmid} on {todo.node} is as it should be")
+        say(f"VM {vmid} on {todo.node} is as it should be")
         return
     if todo.vmid is None:
-        print(f"{'created' if applied else 'would create'} VM {vmid or '(next free VMID)'} on {todo.node}:")
+        say(f"{'created' if applied else 'would create'} VM {vmid or '(next free VMID)'} on {todo.node}:")
     else:
-        print(f"{'updated' if applied else 'would update'} VM {vmid} on {todo.node}:")
+        say(f"{'updated' if applied else 'would update'} VM {vmid} on {todo.node}:")
     for change in todo.changes:
-        print(f"  {change}")
+        say(f"  {change}")

@@ -66,4 +66,4 @@ def name_of(root: Root, tid: int, start_ticks: int) -> str:
     name = root.read(f"proc/{tid}/comm") if found and found.start_ticks == start_ticks else None
     if not name:
         return f"thread {tid}"
-    return "".join(char if char.isprintable() else "?" for char in name) + f" ({tid})"
+    return f"{name} ({tid})"

@@ -1,16 +1,16 @@
 """`pxsched enable`, `disable` and `list`."""
 
 import argparse
-import json
 import os
-import sys
 from collections.abc import Callable
 
 from pxsched import chain
+from pxsched.arguments import print_json
 from pxsched.errors import Exit, UserError
 from pxsched.optin import inventory, rules
 from pxsched.optin.apply import apply
 from pxsched.optin.rules import Outcome, Selection, Step
+from pxsched.output import complain, say, say_json
 from pxsched.proxmox import cluster, storage
 from pxsched.proxmox.api import Api
 from pxsched.proxmox.cluster import Guest
@@ -166,11 +166,11 @@ def _carry_out(session: Session, steps: list[Step], missing: list[int], args: ar
             except UserError as error:
                 failures[step.guest.vmid] = str(error)
     if args.json:
-        print(json.dumps(_report(steps, failures, args)))
+        say_json(_report(steps, failures, args))
     else:
         _print(steps, failures, args)
     for vmid, reason in failures.items():
-        print(f"pxsched: VM {vmid}: {reason}", file=sys.stderr)
+        complain(f"VM {vmid}: {reason}")
     return bool(failures)
 
 
@@ -198,7 +198,7 @@ def _report(steps: list[Step], failures: dict[int, str], args: argparse.Namespac
 
 def _print(steps: list[Step], failures: dict[int, str], args: argparse.Namespace) -> None:
     if not steps and not failures:
-        print("no VM matches")
+        say("no VM matches")
     for step in steps:
         if step.guest.vmid in failures:
             continue
@@ -208,11 +208,11 @@ def _print(steps: list[Step], failures: dict[int, str], args: argparse.Namespace
             what = f"{done}: hookscript {step.guest.hookscript or 'none'} -> {step.want or 'none'}"
             if step.shares is not None:
                 what += f", shares {step.guest.options.get('shares', 'unset')} -> {step.shares or 'unset'}"
-        print(f"VM {_label(step.guest)}: {what}{''.join(f' ({note})' for note in step.notes)}")
+        say(f"VM {_label(step.guest)}: {what}{''.join(f' ({note})' for note in step.notes)}")
 
 
 def _label(guest: Guest) -> str:
-    name = "".join(char if char.isprintable() else "?" for char in guest.name[:40])
+    name = guest.name[:40]
     return f"{guest.vmid} {name} on {guest.node}" if name else f"{guest.vmid} on {guest.node}"
 
 
@@ -220,9 +220,9 @@ def _list(session: Session, args: argparse.Namespace) -> int:
     remembered = session.remembered()
     guests = [guest for guest in session.guests(args.node) if not guest.describes_capacity]
     if args.json:
-        print(json.dumps({"schema": 1, "vms": [_entry(guest, remembered) for guest in guests]}))
+        print_json({"vms": [_entry(guest, remembered) for guest in guests]})
         return Exit.DONE
-    print(f"{'VMID':>9}  {'NODE':12}  {'STATE':8}  {'PXSCHED':8}  NAME")
+    say(f"{'VMID':>9}  {'NODE':12}  {'STATE':8}  {'PXSCHED':8}  NAME")
     for guest in guests:
         entry = _entry(guest, remembered)
         state = "template" if guest.template else "running" if guest.running else "stopped"
@@ -230,7 +230,7 @@ def _list(session: Session, args: argparse.Namespace) -> int:
         ha = " [HA]" if guest.ha else ""
         script = f" (hookscript {other[:60]})" if other else ""
         enabled = "yes" if entry["enabled"] else "no"
-        print(f"{guest.vmid:>9}  {guest.node:12}  {state:8}  {enabled:8}  {guest.name[:40]}{ha}{script}")
+        say(f"{guest.vmid:>9}  {guest.node:12}  {state:8}  {enabled:8}  {guest.name[:40]}{ha}{script}")
     return Exit.DONE
 
 

@@ -6,6 +6,7 @@ come from tenants.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from pxsched import output
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.journal import Entry
 
@@ -16,7 +17,7 @@ def render(
     run_delay: Callable[[Claim], Mapping[str, int] | None],
 ) -> str:
     """All metrics. run_delay: nanoseconds a VM's threads ran and waited; None once it is gone."""
-    return "\n".join(_lines(sorted(claims, key=lambda claim: claim.vmid), entries, run_delay)) + "\n"
+    return output.lines(_lines(sorted(claims, key=lambda claim: claim.vmid), entries, run_delay))
 
 
 def _lines(
@@ -54,4 +55,9 @@ def _counted(name: str, entries: Mapping[str, Entry], worth: Callable[[Entry], i
     for entry in entries.values():
         sums[entry.plugin] = sums.get(entry.plugin, 0) + worth(entry)
     for plugin, value in sorted(sums.items()):
-        yield f'{name}{{plugin="{plugin}"}} {value}'
+        yield f'{name}{{plugin="{_label(plugin)}"}} {value}'
+
+
+def _label(text: str) -> str:
+    """Of another version's journal, perhaps."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -7,6 +7,7 @@ has the colour of the VM it belongs to alone; VMs that float there are stripes.
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
+from pxsched import output
 from pxsched.host import cpulist
 from pxsched.host.topology import Topology
 from pxsched.ledger.claim import Claim
@@ -42,10 +43,10 @@ def draw(topology: Topology, claims: Iterable[Claim]) -> str:
     ]
     whole = _stacked([*packages, _legend(placements, colours)])
     size = f"width='{whole.width + 2 * PAD:g}' height='{whole.height + 2 * PAD:g}'"
-    body = "\n".join(whole.lines)
+    body = output.lines(whole.lines)
     return (
         f"<svg xmlns='http://www.w3.org/2000/svg' {size}>\n<rect width='100%' height='100%' fill='white'/>\n"
-        f"<g transform='translate({PAD},{PAD})'>\n{body}\n</g>\n</svg>\n"
+        f"<g transform='translate({PAD},{PAD})'>\n{body}</g>\n</svg>\n"
     )
 
 

@@ -20,7 +20,7 @@ _MOST_MARKS = 3
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
-def machine(topology: Topology, placements: Iterable[Placement] = (), *, width: int = 100) -> str:
+def machine(topology: Topology, placements: Iterable[Placement] = (), *, width: int = 100) -> list[str]:
     """The machine as a picture, with the VMs that have a place on it."""
     placed = sorted(placements, key=lambda placement: placement.vmid)
     marks = _marks(placed)
@@ -33,10 +33,10 @@ def machine(topology: Topology, placements: Iterable[Placement] = (), *, width: 
         lines += [margin + row for row in rows]
     lines += _leftovers(topology)
     lines += [f"{_letter(number)} = {_who(placement)}" for number, placement in enumerate(placed)]
-    return "\n".join(lines)
+    return lines
 
 
-def status(claims: Sequence[Claim], knobs: Mapping[int, Sequence[str]]) -> str:
+def status(claims: Sequence[Claim], knobs: Mapping[int, Sequence[str]]) -> list[str]:
     """The VMs with a place, and every knob that is turned. knobs: a line for each, by owner."""
     lines: list[str] = []
     for claim in claims:
@@ -48,7 +48,7 @@ def status(claims: Sequence[Claim], knobs: Mapping[int, Sequence[str]]) -> str:
     for owner in sorted(others):
         lines.append("This node" if owner == NODE else f"VM {owner}, which has no place any more")
         lines += _knobs(knobs[owner])
-    return "\n".join(lines) if lines else "No VM has a place, and no knob is turned."
+    return lines or ["No VM has a place, and no knob is turned."]
 
 
 def placement(placed: Placement) -> list[str]:

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pxsched.arguments import new_parser
 from pxsched.errors import Exit, UserError
+from pxsched.output import say
 
 _EXAMPLES = """\
 examples:
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         case "path":
             from pxsched.sandbox import node
 
-            print(node.find(directory).base)
+            say(str(node.find(directory).base))
         case "destroy":
             from pxsched.sandbox import sandbox
 
@@ -78,13 +80,13 @@ def _qm(directory: Path, words: list[str]) -> int:
     from pxsched.sandbox import node, qm, sandbox
 
     if not words or words[0] in ("help", "--help", "-h"):
-        print(qm.USAGE)
+        say(*qm.USAGE.splitlines())
         return Exit.DONE
     home = node.create(directory) if words[0] == "create" else node.find(directory)
     if not sandbox.listening(home):
         sandbox.launch(home, "--linger")
     result = sandbox.request(home, words)
-    print(result.output, end="", file=sys.stderr if result.code else sys.stdout, flush=True)
+    say(*result.output.splitlines(), to=sys.stderr if result.code else sys.stdout)
     return Exit.REFUSED if result.code else Exit.DONE
 
 
@@ -108,7 +110,7 @@ def _shell(directory: Path | None) -> int:
             "PXSCHED_SANDBOX": str(sandbox.directory),
             "PXSCHED_ROOT": sandbox.root,
         }
-        print(
+        say(
             f"A sandbox in {sandbox.root}: try `qm create 100 --cores 2`, `qm start 100`; `exit` ends it all."
         )
         return subprocess.run([os.environ.get("SHELL", "/bin/sh")], env=environment, check=False).returncode
@@ -116,12 +118,12 @@ def _shell(directory: Path | None) -> int:
 
 def main() -> int:
     """The sandbox's commands alone, for `qm` in its shell."""
-    parser = argparse.ArgumentParser(prog="pxsched")
+    parser = new_parser(prog="pxsched")
     register(parser.add_subparsers(dest="command", required=True))
     try:
         return run(parser.parse_args(["sandbox", *sys.argv[1:]]))
     except UserError as error:
-        print(error, file=sys.stderr)
+        say(str(error), to=sys.stderr)
         return Exit.REFUSED
 
 

@@ -9,10 +9,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from pxsched import output
 from pxsched.errors import Exit, UserError
 from pxsched.host import cpulist, topology
 from pxsched.ledger.file import peek
@@ -58,8 +59,8 @@ class Demo:
         self._kind = Kind.LINUX
         self._history: dict[str, dict[str, str]] = {}
 
-    def say(self, line: str) -> None:
-        print(line, flush=True)
+    def say(self, *lines: str) -> None:
+        output.say(*lines)
 
     def title(self, line: str) -> None:
         self.say(f"== {line} ==")
@@ -83,7 +84,7 @@ class Demo:
 
     def _introduce(self) -> None:
         self.title("This machine")
-        self.say(text.machine(topology.read(Root())))
+        self.say(*text.machine(topology.read(Root())))
         try:
             linux.files()
         except UserError as error:
@@ -137,7 +138,7 @@ class Demo:
             self._promise_claimed(sandbox, vmid)
         self.say("")
         self.say("pxsched status says:")
-        self.say(_indented(_pxsched(sandbox, "status")))
+        self.say(*_indented(_pxsched(sandbox, "status").splitlines()))
         return pids
 
     def _change_mind(self, sandbox: Sandbox, cpus: list[int]) -> int:
@@ -167,13 +168,13 @@ class Demo:
         self.promise(not ledger.claims and not ledger.journal, "after the stops nobody holds anything")
         self.say("")
         self.say(f"VM {PINNED}'s masks, as read from /proc:")
-        self.say(_indented(_table(self._history)))
+        self.say(*_indented(_table(self._history).splitlines()))
 
     def _start(self, sandbox: Sandbox, vmid: int) -> int:
         self.say(f"$ qm start {vmid}")
-        output = sandbox.qm("start", vmid).output
-        if output.strip():
-            self.say(_indented(output))
+        said = sandbox.qm("start", vmid).output
+        if said.strip():
+            self.say(*_indented(said.splitlines()))
         pid = sandbox.pid(vmid)
         self.promise(pid is not None, f"VM {vmid} runs")
         return pid or 0
@@ -216,7 +217,7 @@ class Demo:
 
     def _picture(self, sandbox: Sandbox) -> None:
         claims = peek(Root(sandbox.root)).claims.values()
-        self.say(_indented(text.machine(topology.read(Root()), [claim.placement for claim in claims])))
+        self.say(*_indented(text.machine(topology.read(Root()), [claim.placement for claim in claims])))
 
 
 def _masks(sandbox: Sandbox, vmid: int) -> dict[str, str]:
@@ -271,5 +272,5 @@ def _pxsched(sandbox: Sandbox, *words: str) -> str:
     return done.stdout
 
 
-def _indented(block: str) -> str:
-    return "\n".join(f"  {line}" for line in block.rstrip("\n").split("\n"))
+def _indented(lines: Iterable[str]) -> Iterator[str]:
+    return (f"  {line}" for line in lines)

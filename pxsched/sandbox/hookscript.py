@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 
 from pxsched.errors import UserError
+from pxsched.output import say
 from pxsched.sandbox import options
 from pxsched.sandbox.node import Node
 
@@ -37,7 +38,7 @@ def run(node: Node, vmid: int, phase: Phase, settings: Mapping[str, str], *, mig
     except UserError as error:
         if phase is Phase.PRE_START:
             raise
-        print(f"WARN: hookscript error for {vmid} on {phase}: {error}", flush=True)
+        say(f"WARN: hookscript error for {vmid} on {phase}: {error}")
 
 
 def _call(node: Node, vmid: int, phase: Phase, volume: str, migrated_from: str) -> None:
@@ -55,11 +56,7 @@ def _call(node: Node, vmid: int, phase: Phase, volume: str, migrated_from: str) 
     except OSError as error:
         raise UserError(f"hookscript error: {path}: {error.strerror}") from error
     if done.stdout:
-        print(
-            done.stdout.decode("utf-8", "replace"),
-            end="" if done.stdout.endswith(b"\n") else "\n",
-            flush=True,
-        )
+        say(*done.stdout.decode("utf-8", "replace").splitlines())
     if done.returncode < 0:
         raise UserError(
             f"hookscript error: command '{path} {vmid} {phase}' failed: got signal {-done.returncode}"

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pxsched.errors import UserError
 from pxsched.guest import config, process
 from pxsched.guest.qmp import Qmp, QmpError
+from pxsched.output import say
 from pxsched.root import Root
 from pxsched.sandbox import boot, commandline, hookscript
 from pxsched.sandbox.hookscript import Phase, locked
@@ -158,7 +159,7 @@ def _launch(node: Node, vmid: int, settings: Mapping[str, str], *, incoming: boo
     if done.returncode:
         raise UserError(f"start failed: QEMU exited with code {done.returncode}: {said}")
     if said:
-        print(said, flush=True)
+        say(*said.splitlines())
 
 
 def _set_balloon(node: Node, vmid: int, settings: Mapping[str, str], *, incoming: bool) -> None:
@@ -189,7 +190,7 @@ def _end(node: Node, vmid: int, running: process.Process, timeout_s: float) -> N
     try:
         ask(node, vmid, "quit")
     except UserError as error:
-        print(f"{error} - trying to terminate", flush=True)
+        say(f"{error} - trying to terminate")
         timeout_s = 0
     for number in (None, signal.SIGTERM, signal.SIGKILL):
         if number is not None and process.alive(Root(node.base), running):

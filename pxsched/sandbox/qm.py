@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pxsched.errors import UserError
 from pxsched.guest import config
+from pxsched.output import say
 from pxsched.sandbox import boot, lifecycle, options
 from pxsched.sandbox.commandline import Kind, command, hotplugs_cpus
 from pxsched.sandbox.hookscript import locked
@@ -105,7 +106,7 @@ def _set(call: Call) -> None:
             else _stored(stored, values)
         )
         stored.write(call.node.config(call.vmid))
-    print(f"update VM {call.vmid}: " + " ".join(f"-{key} {value}" for key, value in call.options.items()))
+    say(f"update VM {call.vmid}: " + " ".join(f"-{key} {value}" for key, value in call.options.items()))
 
 
 def _stored(stored: Stored, values: Mapping[str, str | None]) -> Stored:
@@ -169,32 +170,32 @@ def _resume(call: Call) -> None:
 
 def _status(call: Call) -> None:
     lifecycle.load(call.node, call.vmid)
-    print(f"status: {'running' if lifecycle.find(call.node, call.vmid) else 'stopped'}")
+    say(f"status: {'running' if lifecycle.find(call.node, call.vmid) else 'stopped'}")
 
 
 def _config(call: Call) -> None:
     stored = lifecycle.load(call.node, call.vmid)
     described = {"description": stored.description} if stored.description else {}
     for key, value in sorted({**stored.merged().options, **described}.items()):
-        print(f"{key}: {value}")
+        say(f"{key}: {value}")
 
 
 def _pending(call: Call) -> None:
     stored = lifecycle.load(call.node, call.vmid)
     for key in sorted(set(stored.options) | set(stored.pending) - {"delete"}):
         if key in stored.options:
-            print(f"cur {key}: {stored.options[key]}")
+            say(f"cur {key}: {stored.options[key]}")
         if key in stored.pending:
-            print(f"new {key}: {stored.pending[key]}")
+            say(f"new {key}: {stored.pending[key]}")
         if key in stored.deletions:
-            print(f"del {key}: {stored.options[key]}")
+            say(f"del {key}: {stored.options[key]}")
 
 
 def _showcmd(call: Call) -> None:
     import shlex
 
     settings = lifecycle.load(call.node, call.vmid).options
-    print(
+    say(
         shlex.join(
             command(call.node, call.vmid, settings, boot.prepare(call.node, call.vmid), incoming=False)
         )
@@ -212,13 +213,13 @@ def _destroy(call: Call) -> None:
 
 
 def _list(node: Node) -> None:
-    print(f"{'VMID':>10} {'NAME':<20} {'STATUS':<10} {'MEM(MB)':<10} {'PID':<10}")
+    say(f"{'VMID':>10} {'NAME':<20} {'STATUS':<10} {'MEM(MB)':<10} {'PID':<10}")
     for vmid in node.vmids():
         vm = config.machine(config.Config(options=lifecycle.load(node, vmid).options))
         found = lifecycle.find(node, vmid)
         status = "running" if found else "stopped"
         pid = found.pid if found else 0
-        print(f"{vmid:>10} {vm.name or f'VM {vmid}':<20} {status:<10} {vm.memory_mib:<10} {pid:<10}")
+        say(f"{vmid:>10} {vm.name or f'VM {vmid}':<20} {status:<10} {vm.memory_mib:<10} {pid:<10}")
 
 
 _ACTIONS: dict[str, Callable[[Call], None]] = {

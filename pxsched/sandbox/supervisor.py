@@ -28,6 +28,7 @@ from pathlib import Path
 import psutil
 
 from pxsched.errors import UserError
+from pxsched.output import say
 from pxsched.sandbox import lifecycle, node, qm
 
 END_OF_OUTPUT = b"\0"
@@ -252,7 +253,7 @@ def _task(home: node.Node, arguments: list[str]) -> int:
         else:
             qm.run(home, arguments)
     except (UserError, OSError) as error:
-        print(error)
+        say(str(error))
         return 1
     return 0
 

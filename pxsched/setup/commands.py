@@ -1,7 +1,6 @@
 """`pxsched node install | uninstall`: what install.sh and the Debian package's scripts have in common."""
 
 import argparse
-import sys
 from collections.abc import Iterable
 
 from pxsched import chain
@@ -10,6 +9,7 @@ from pxsched.errors import Exit, UserError
 from pxsched.optin import rules
 from pxsched.optin.apply import apply
 from pxsched.optin.rules import Outcome
+from pxsched.output import complain, say
 from pxsched.proxmox import cluster
 from pxsched.root import Root
 from pxsched.sandbox.stand_in import local_api
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 def _carry_out(root: Root, steps: Iterable[Step], dry_run: bool) -> None:
     for step in steps:
         if step.needed(root):
-            print(f"{'would ' if dry_run else ''}{step.describe(root)}", flush=True)
+            say(f"{'would ' if dry_run else ''}{step.describe(root)}")
             if not dry_run:
                 step.execute(root)
 
@@ -66,10 +66,9 @@ def _uninstall(root: Root, material: plan.Material, args: argparse.Namespace) ->
     failures = _restore(root, args.dry_run)
     steps = plan.uninstall(root, material, keep_stub=bool(holders), packaged=args.packaged)
     _carry_out(root, steps, args.dry_run)
-    for line in _left(root, holders):
-        print(line)
+    say(*_left(root, holders))
     for line in failures:
-        print(f"pxsched: not put back: {line}", file=sys.stderr)
+        complain(f"not put back: {line}")
     return Exit.REFUSED if failures else Exit.DONE
 
 
@@ -88,13 +87,13 @@ def _opt_out(root: Root, dry_run: bool) -> list[str]:
         if guest.node != node:
             holders.append(f"VM {guest.vmid} on {guest.node}")
             continue
-        print(f"{'would take' if dry_run else 'take'} the hookscript off VM {guest.vmid}", flush=True)
+        say(f"{'would take' if dry_run else 'take'} the hookscript off VM {guest.vmid}")
         if dry_run:
             continue
         try:
             apply(step, local_api(root), root)
         except UserError as error:
-            print(f"pxsched: VM {guest.vmid}: {error}", file=sys.stderr)
+            complain(f"VM {guest.vmid}: {error}")
             holders.append(f"VM {guest.vmid}")
     return holders
 
@@ -103,10 +102,10 @@ def _restore(root: Root, dry_run: bool) -> tuple[str, ...]:
     from pxsched.node import settle
 
     if dry_run:
-        print("would put back every value that pxsched has changed")
+        say("would put back every value that pxsched has changed")
         return ()
     report = settle.restore_all(root)
-    print(f"put back {len(report.restored)} values")
+    say(f"put back {len(report.restored)} values")
     return tuple(report.failed)
 
 
