@@ -28,6 +28,7 @@ AREAS = {
     "simulate": "pxsched.commands.placing",
     "defrag": "pxsched.commands.placing",
     "report": "pxsched.commands.reporting",
+    "top": "pxsched.commands.watching",
     "hook": "pxsched.commands.running",
     "tick": "pxsched.commands.running",
     "watch": "pxsched.commands.running",

@@ -19,6 +19,7 @@ from pxsched.node import sighting as nodes
 from pxsched.node.planning import Plan
 from pxsched.output import say
 from pxsched.root import Root
+from pxsched.value import plain
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -174,7 +175,7 @@ def run_status(options: argparse.Namespace) -> int:
                 ],
                 "knobs": [_knob_document(key, entry, states[key]) for key, entry in entries.items()],
                 "last_pass": balance.document(last),
-                "host": host.document(options.root),
+                "host": plain(host.look(options.root)),
                 "warnings": ledger.warnings,
             }
         )
@@ -182,8 +183,8 @@ def run_status(options: argparse.Namespace) -> int:
     from pxsched.report import devices, knobs, text
 
     say(*(f"warning: {warning}" for warning in ledger.warnings))
-    if line := host.line(host.document(options.root)):
-        say(line)
+    if now := host.look(options.root):
+        say(now.line)
     say(*text.status(claims, knobs.lines(options.root, entries, states)))
     for claim in claims:
         say(*devices.lines(claim.vmid, devices.document(options.root, claim)))

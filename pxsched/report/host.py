@@ -1,34 +1,33 @@
 """The host at this moment, for people: how busy its CPUs are, and how much memory is left."""
 
 from pxsched.root import Root
+from pxsched.value import Value
 
 # The CPUs are watched for so long.
 LOOK_S = 0.1
 
 
-def document(root: Root) -> dict[str, object] | None:
-    """cpu_percent: how busy each CPU was over a tenth of a second. None for a captured machine."""
+class HostNow(Value):
+    """cpu_percent: how busy each online CPU was over a tenth of a second, in their order."""
+
+    cpu_percent: tuple[float, ...]
+    memory_total_bytes: int
+    memory_available_bytes: int
+
+    @property
+    def line(self) -> str:
+        busy, available = sum(self.cpu_percent) / 100, self.memory_available_bytes / 2**30
+        return (
+            f"host: {busy:.1f} of {len(self.cpu_percent)} CPUs busy, "
+            f"{available:.1f} of {self.memory_total_bytes / 2**30:.1f} GiB available"
+        )
+
+
+def look(root: Root) -> HostNow | None:
+    """None for a captured machine."""
     if not root.live:
         return None
     import psutil
 
     memory = psutil.virtual_memory()
-    return {
-        "cpu_percent": psutil.cpu_percent(LOOK_S, percpu=True),
-        "memory_total_bytes": memory.total,
-        "memory_available_bytes": memory.available,
-    }
-
-
-def line(document: dict[str, object] | None) -> str | None:
-    """The same in one line."""
-    if document is None:
-        return None
-    busy, total, available = (
-        document["cpu_percent"], document["memory_total_bytes"], document["memory_available_bytes"]
-    )  # fmt: skip
-    assert isinstance(busy, list) and isinstance(total, int) and isinstance(available, int)
-    return (
-        f"host: {sum(busy) / 100:.1f} of {len(busy)} CPUs busy, "
-        f"{available / 2**30:.1f} of {total / 2**30:.1f} GiB available"
-    )
+    return HostNow(tuple(psutil.cpu_percent(LOOK_S, percpu=True)), memory.total, memory.available)
