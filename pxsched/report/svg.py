@@ -1,11 +1,13 @@
 """The machine and who has what, as a picture for a browser: `pxsched report --svg FILE`.
 
 Packages hold NUMA nodes, nodes hold L3 groups, groups hold cores, a core holds its CPUs side by side. A CPU
-has the colour of the VM it belongs to alone; VMs that float there are stripes.
+has the colour of the VM it belongs to alone; VMs that float there are stripes. Colours are Okabe and Ito's,
+which the colour-blind tell apart (jfly.uni-koeln.de/color); patterns tell VMs of one colour apart.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from textwrap import wrap
 
 from pxsched import output
 from pxsched.host import cpulist
@@ -19,6 +21,20 @@ CELL, GAP, PAD, TITLE = 26, 4, 10, 18
 MOST_COLUMNS = 16
 FONT = "font-family='system-ui,sans-serif' font-size='11'"
 FREE, LINE = "#f4f4f2", "#8a8a86"
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+# What is drawn over a colour from its second use on: a path in a square of eight.
+PATTERNS = (
+    "",
+    "M0,8 L8,0",
+    "M0,0 L8,8",
+    "M0,4 L8,4",
+    "M4,0 L4,8",
+    "M0,8 L8,0 M0,0 L8,8",
+    "M0,4 L8,4 M4,0 L4,8",
+)
+# Dark numbers on every colour: a light edge around them.
+NUMBER = f"{FONT} stroke='white' stroke-width='2' paint-order='stroke'"
+LEGEND_LETTERS, LETTER = 150, 6.2
 
 
 class Block(Value):
@@ -46,7 +62,7 @@ def draw(topology: Topology, claims: Iterable[Claim]) -> str:
     body = output.lines(whole.lines)
     return (
         f"<svg xmlns='http://www.w3.org/2000/svg' {size}>\n<rect width='100%' height='100%' fill='white'/>\n"
-        f"<g transform='translate({PAD},{PAD})'>\n{body}</g>\n</svg>\n"
+        f"{_patterns(len(placements))}<g transform='translate({PAD},{PAD})'>\n{body}</g>\n</svg>\n"
     )
 
 
@@ -112,7 +128,7 @@ def _cpu(
     middle = f"x='{left + CELL / 2:g}' y='{top + CELL / 2 + 4:g}' text-anchor='middle'"
     lines += [
         f"<rect x='{left:g}' y='{top:g}' width='{CELL}' height='{CELL}' fill='none' stroke='{LINE}'/>",
-        f"<text {middle} {FONT}>{cpu}</text></g>",
+        f"<text {middle} {NUMBER}>{cpu}</text></g>",
     ]
     return lines
 
@@ -154,19 +170,36 @@ def _moved(block: Block, left: float, top: float) -> list[str]:
 
 def _legend(placements: Sequence[Placement], colours: Mapping[int, str]) -> Block:
     """Names of VMs are their tenants' and stay out of the picture."""
-    lines = []
-    for number, placement in enumerate(placements):
-        top = number * 20
+    lines: list[str] = []
+    top = 0
+    for placement in placements:
         words = f"VM {placement.vmid}, {placement.vm_class}: {text.vcpus(placement)}"
         if placement.nodes:
             words += f"; memory of node {cpulist.format(placement.nodes)}"
         lines.append(
             f"<rect y='{top}' width='14' height='14' fill='{colours[placement.vmid]}' stroke='{LINE}'/>"
         )
-        lines.append(f"<text x='20' y='{top + 12}' {FONT}>{escape(words)}</text>")
-    return Block(600, 20 * len(placements), tuple(lines))
+        for part in wrap(words, LEGEND_LETTERS):
+            lines.append(f"<text x='20' y='{top + 12}' {FONT}>{escape(part)}</text>")
+            top += 16
+        top += 4
+    return Block(LEGEND_LETTERS * LETTER if placements else 0, top, tuple(lines))
 
 
 def _colour(number: int) -> str:
-    """Hues a golden angle apart stay different however many there are."""
-    return f"hsl({number * 137.508 % 360:.0f},65%,{72 if number % 2 else 80}%)"
+    """A fill of its own for each VM, as far as colours and patterns go; then they come again."""
+    again = number // len(COLOURS) % len(PATTERNS)
+    return f"url(#p{number % (len(COLOURS) * len(PATTERNS))})" if again else COLOURS[number % len(COLOURS)]
+
+
+def _patterns(count: int) -> str:
+    """The fills that are more than a colour."""
+    found = []
+    for number in range(len(COLOURS), min(count, len(COLOURS) * len(PATTERNS))):
+        path, colour = PATTERNS[number // len(COLOURS)], COLOURS[number % len(COLOURS)]
+        found.append(
+            f"<pattern id='p{number}' width='8' height='8' patternUnits='userSpaceOnUse'>"
+            f"<rect width='8' height='8' fill='{colour}'/>"
+            f"<path d='{path}' stroke='black' stroke-opacity='0.55'/></pattern>\n"
+        )
+    return f"<defs>\n{''.join(found)}</defs>\n" if found else ""

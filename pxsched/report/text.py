@@ -16,6 +16,8 @@ from pxsched.value import Value
 
 MOST_BOXES = 64
 """CPUs up to which each core gets a frame; larger machines are drawn in one line a row."""
+MOST_APART = 4
+"""vCPUs up to which each is named with its CPU."""
 _MOST_MARKS = 3
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
@@ -61,8 +63,11 @@ def placement(placed: Placement) -> list[str]:
 
 
 def vcpus(placed: Placement) -> str:
-    """`0 on CPU 3, 1 on CPU 2`, or `0-3 float on CPUs 0-7`."""
+    """`0 on CPU 3, 1 on CPU 2`, or `0-15 on CPUs 3,2,8-21, in this order`, or `0-3 float on CPUs 0-7`."""
     if all(len(cpus) == 1 for cpus in placed.vcpus):
+        if len(placed.vcpus) > MOST_APART:
+            listed = cpulist.format_ordered([min(cpus) for cpus in placed.vcpus])
+            return f"0-{len(placed.vcpus) - 1} on CPUs {listed}, in this order"
         return ", ".join(f"{vcpu} on CPU {min(cpus)}" for vcpu, cpus in enumerate(placed.vcpus))
     parts = []
     for cpus in dict.fromkeys(placed.vcpus):

@@ -1,0 +1,58 @@
+"""Prints docs/node.svg: five VMs on a generated machine, where placement puts them.
+
+python3 docs/make_picture.py > docs/node.svg
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pxsched.host.topology import L3, Cpu, Node, Package, Topology
+from pxsched.ledger.claim import Claim, State, holding
+from pxsched.placement.request import Host, Request, VmClass
+from pxsched.placement.search import place
+from pxsched.report import svg
+
+CORES, NODES, L3_CORES = 64, 4, 8
+VMS = (
+    (100, 8, VmClass.DEDICATED), (101, 16, VmClass.DEDICATED), (102, 4, VmClass.SHARED),
+    (103, 30, VmClass.DEDICATED), (104, 12, VmClass.SHARED),
+)  # fmt: skip
+
+
+def machine() -> Topology:
+    """Two packages of 32 cores with two threads, four nodes, an L3 for eight cores."""
+
+    def threads(first: int, count: int) -> frozenset[int]:
+        return frozenset(range(first, first + count)) | frozenset(range(first + CORES, first + CORES + count))
+
+    per_node = CORES // NODES
+    cpus = {
+        cpu: Cpu(cpu, True, core, core // L3_CORES, core // per_node, core // (CORES // 2), threads(core, 1))
+        for core in range(CORES)
+        for cpu in (core, core + CORES)
+    }
+    return Topology(
+        cpus,
+        tuple(
+            L3(number, threads(number * L3_CORES, L3_CORES), 32 << 20) for number in range(CORES // L3_CORES)
+        ),
+        tuple(Node(number, threads(number * per_node, per_node), 189 << 30) for number in range(NODES)),
+        tuple(Package(number, threads(number * CORES // 2, CORES // 2)) for number in range(2)),
+    )
+
+
+def main() -> None:
+    topology = machine()
+    host = Host(topology, housekeeping=frozenset({0, CORES}), reserved=frozenset({0, CORES}))
+    claims: list[Claim] = []
+    for vmid, vcpus, vm_class in VMS:
+        request = Request(vmid, vcpus, 16384, vm_class)
+        placed = place(host, [holding(claim) for claim in claims], request)
+        claims.append(Claim(placed, State.RUNNING))
+    sys.stdout.write(svg.draw(topology, claims))
+
+
+if __name__ == "__main__":
+    main()
