@@ -1,7 +1,7 @@
 """Child processes: `pvesh`, `systemctl` and the like, as Proxmox itself would start them.
 
-Children inherit umask and locale. With our unit's UMask=0077 pveproxy could not read the task logs of Proxmox's
-tools, and for a locale that is not generated Perl prints a warning, which proxmoxer takes for a failure.
+Children inherit umask and locale. With our unit's UMask=0077 pveproxy could not read task logs that Proxmox's
+tools made; for a locale that is not generated Perl prints a warning, which proxmoxer takes for a failure.
 Proxmox starts hookscripts with umask 022 and LC_ALL=C, and so do we start its tools.
 """
 

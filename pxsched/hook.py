@@ -20,6 +20,8 @@ from pxsched.node import sighting as node_module
 from pxsched.node.sighting import Node, Sighting
 from pxsched.root import Root
 
+# Where others' hookscripts are named; the second is an earlier version's.
+CHAINS = ("etc/pxsched/hooks.d", "etc/pve/pxsched-chain.json")
 PHASES = ("pre-start", "post-start", "pre-stop", "post-stop")
 QMP_PATIENCE_S = 1.0
 MOST_REASONS = 4
@@ -38,10 +40,10 @@ def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> i
         return Exit.DONE
     root = Root(environ.get("PXSCHED_ROOT", "/"))
     ours = _guarded(root, int(vmid), phase, environ)
-    if root.exists("etc/pxsched/hooks.d") or root.exists("etc/pve/pxsched-chain.json"):
-        from pxsched.chain import run_chain
+    if any(map(root.exists, (*CHAINS, f"etc/pve/pxsched/chain/{int(vmid)}.json"))):
+        from pxsched.chain.run import run_chain
 
-        return run_chain(root, int(vmid), phase) or ours
+        return run_chain(root, int(vmid), phase, environ.get("PVE_MIGRATED_FROM", "")) or ours
     return ours
 
 

@@ -80,7 +80,7 @@ class Session:
         self._sightings = self._seen.look(ledgers.peek(self._root))
         settled = settle.settle(node, self._sightings, everybody=True)
         self._balancer.look(self._sightings)
-        _describe_capacity(node)
+        _keep_house(node)
         return settled
 
     def _changed(self) -> int:
@@ -91,8 +91,12 @@ class Session:
             return 0
 
 
-def _describe_capacity(node: Node) -> None:
-    """Keeps Karpenter's VM, when that feature is on."""
+def _keep_house(node: Node) -> None:
+    """Forgets hookscripts of VMs that are gone, and keeps Karpenter's VM when that feature is on."""
+    from pxsched.chain import upkeep
+
+    for line in upkeep.clean(node.root):
+        say(line)
     if "karpenter" not in node.settings.features:
         return
     from pxsched.karpenter import keep

@@ -5,7 +5,9 @@ import re
 import shutil
 from collections.abc import Iterator
 
-from pxsched import chain, child
+from pxsched import child
+from pxsched.chain import files as chain
+from pxsched.chain import run, upkeep
 from pxsched.doctor.finding import Finding, Level, Subject, some, vms
 from pxsched.errors import UserError
 from pxsched.guest.config import Machine
@@ -76,18 +78,20 @@ def _on_node(subject: Subject, node: str, concerned: list[Guest]) -> Finding:
 
 def chained(subject: Subject) -> Iterator[Finding]:
     """Scripts that run beside ours."""
-    remembered = chain.remembered(subject.root)
-    enabled = {guest.vmid for guest in subject.guests if is_ours(guest.hookscript)}
-    stale = [str(vmid) for vmid in sorted(remembered.keys() - enabled)]
-    if stale:
-        text = f"hookscripts are remembered for VMs that are not opted in: {some(stale)}"
-        yield Finding(Level.NOTE, "chained scripts", text, f"delete them from /{chain.CHAIN_FILE}")
-    here = {guest.vmid for guest in subject.enabled}
-    for vmid in sorted(remembered.keys() & here):
-        for path in chain.scripts(subject.root, vmid)[:1]:
-            if not os.access(path, os.X_OK):
-                text = f"VM {vmid} cannot start: its own script {remembered[vmid]} is missing"
-                yield Finding(Level.BAD, "chained scripts", text, f"put it back, or enable {vmid} anew")
+    root = subject.root
+    for path, reason in chain.damaged(root).items():
+        yield Finding(Level.BAD, "chained scripts", f"/{path} is damaged: {reason}", "mend it or delete it")
+    for one in upkeep.dead(root):
+        text = f"/{chain.path_of(one.vmid)}: {one.reason}"
+        yield Finding(Level.NOTE, "chained scripts", text, "the timer removes it")
+    if root.exists(chain.OLD_FILE):
+        text = f"/{chain.OLD_FILE} is an earlier version's"
+        yield Finding(Level.NOTE, "chained scripts", text, "the timer takes it over")
+    remembered = chain.find_all(root, ((guest.vmid, guest.options) for guest in subject.enabled))
+    for vmid, entry in remembered.items():
+        if entry.hookscript and not os.access(run.path_of(root, vmid, entry.hookscript), os.X_OK):
+            text = f"VM {vmid} cannot start: its own script {entry.hookscript} is missing"
+            yield Finding(Level.BAD, "chained scripts", text, f"put it back, or enable {vmid} anew")
 
 
 def timer(subject: Subject) -> Iterator[Finding]:

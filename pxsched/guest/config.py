@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pxsched.guest import options as values
 from pxsched.guest.grammar import Config as Config
 from pxsched.guest.grammar import parse as parse
+from pxsched.guest.hookscript import is_ours
 from pxsched.guest.options import GuestNode as GuestNode
 from pxsched.guest.options import HostPci as HostPci
 from pxsched.value import Value
@@ -47,7 +48,7 @@ class Machine(Value):
     @property
     def opted_in(self) -> bool:
         """Whether the VM's hookscript is ours; only root@pam can set it."""
-        return bool(re.fullmatch(r"[^:/]+:snippets/pxsched", self.hookscript))
+        return is_ours(self.hookscript)
 
 
 def machine(config: Config) -> Machine:

@@ -1,7 +1,11 @@
 """Carrying out opt-ins and opt-outs, one VM at a time, each checked by reading it back."""
 
-from pxsched import chain
+from pxsched.chain import files as chain
+from pxsched.chain import upkeep
+from pxsched.chain.entry import Entry
 from pxsched.errors import UserError
+from pxsched.guest import identity
+from pxsched.guest.hookscript import is_ours
 from pxsched.optin.rules import Outcome, Step
 from pxsched.proxmox import cluster
 from pxsched.proxmox.api import Api, ApiError, Method
@@ -17,7 +21,6 @@ def apply(step: Step, api: Api, files: Root | None) -> None:
     if step.outcome is not Outcome.CHANGE:
         return
     vmid = step.guest.vmid
-    had_shares = step.guest.options.get("shares", "")
     if files is None and (step.chain or step.shares == "0"):
         raise UserError(
             f"VM {vmid}: --chain and --balloon need the node's files", hint="run it on a node of the cluster"
@@ -25,25 +28,49 @@ def apply(step: Step, api: Api, files: Root | None) -> None:
     if files is None:
         _set(step, api, files)
         return
-    if step.chain:
-        chain.remember(files, vmid, step.chain)
-    if step.shares == "0":
-        chain.remember(files, vmid, had_shares, chain.SHARES)
+    if files.exists(chain.OLD_FILE):
+        upkeep.take_over(files)
+    before = chain.find(files, vmid, step.guest.options)
+    entry = remembered_from_now(step, before)
+    if entry is not None and entry != before:
+        chain.write(files, entry)
     try:
         _set(step, api, files)
     except UserError:
-        _forget(files, vmid, scripts=bool(step.chain), shares=step.shares == "0")
+        _undo(step, before, entry, files)
         raise
-    # Also when a VM is enabled anew: a number may have been used before.
-    replaced = not step.chain and step.want != step.guest.hookscript
-    _forget(files, vmid, scripts=replaced, shares=step.shares != "0")
+    if entry is None:
+        chain.drop(files, vmid)
+    elif chain.find(files, vmid, step.guest.options) != entry:
+        chain.write(files, entry)  # another node's failed attempt took it away
 
 
-def _forget(files: Root, vmid: int, *, scripts: bool, shares: bool) -> None:
-    if scripts:
-        chain.forget(files, vmid)
-    if shares:
-        chain.forget(files, vmid, chain.SHARES)
+def remembered_from_now(step: Step, before: Entry | None) -> Entry | None:
+    """What is to be remembered of a VM whose step is done; None for nothing."""
+    guest = step.guest
+    kept = before.hookscript if before else None
+    if is_ours(step.want):
+        script = step.chain or (kept if step.want == guest.hookscript else None)
+        shares = guest.options.get("shares", "") if step.shares == "0" else None
+    else:
+        # A rollback brings our hookscript back, and with it what ours has to run.
+        script, shares = (kept if guest.our_snapshots else None), None
+    owner = identity.of(guest.options)
+    return None if script is None and shares is None else Entry(guest.vmid, owner, script, shares)
+
+
+def _undo(step: Step, before: Entry | None, entry: Entry | None, files: Root) -> None:
+    """Remembers what was remembered, unless somebody else opted the VM in meanwhile."""
+    if entry is None or entry == before or (step.want != step.guest.hookscript and _is_ours_now(files, step)):
+        return
+    if before is None:
+        chain.drop(files, step.guest.vmid)
+    else:
+        chain.write(files, before)
+
+
+def _is_ours_now(files: Root, step: Step) -> bool:
+    return is_ours(_hookscript(files, step) or "")
 
 
 def _set(step: Step, api: Api, files: Root | None) -> None:

@@ -4,8 +4,9 @@ import argparse
 import os
 from collections.abc import Callable
 
-from pxsched import chain
 from pxsched.arguments import print_json
+from pxsched.chain import files as chain
+from pxsched.chain.entry import Entry
 from pxsched.errors import Exit, UserError
 from pxsched.optin import inventory, rules
 from pxsched.optin.apply import apply
@@ -43,8 +44,11 @@ class Session(Value):
             return cluster.guests(self.files, node)
         return inventory.guests(self.api(), node)
 
-    def remembered(self, what: str = chain.HOOKSCRIPTS) -> dict[int, str]:
-        return chain.remembered(self.files, what) if self.files is not None else {}
+    def remembered(self, guests: list[Guest]) -> dict[int, Entry]:
+        """What these VMs had before they were opted in."""
+        if self.files is None:
+            return {}
+        return chain.find_all(self.files, ((guest.vmid, guest.options) for guest in guests))
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -128,8 +132,8 @@ def _password(user: str | None) -> str | None:
 
 def _steps(session: Session, guests: list[Guest], args: argparse.Namespace, root: Root) -> list[Step]:
     if args.command == "disable":
-        scripts, shares = session.remembered(), session.remembered(chain.SHARES)
-        return [rules.disable(guest, scripts, shares) for guest in guests]
+        remembered = session.remembered(guests)
+        return [rules.disable(guest, remembered.get(guest.vmid)) for guest in guests]
     volume = f"{args.storage or installed_storage(root)}:snippets/{rules.SCRIPT_NAME}"
     if session.files is not None and any(guest.node == session.node for guest in guests):
         _require_script(session.files, volume)
@@ -217,8 +221,10 @@ def _label(guest: Guest) -> str:
 
 
 def _list(session: Session, args: argparse.Namespace) -> int:
-    remembered = session.remembered()
     guests = [guest for guest in session.guests(args.node) if not guest.describes_capacity]
+    remembered = {
+        vmid: entry.hookscript for vmid, entry in session.remembered(guests).items() if entry.hookscript
+    }
     if args.json:
         print_json({"vms": [_entry(guest, remembered) for guest in guests]})
         return Exit.DONE

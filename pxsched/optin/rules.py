@@ -4,15 +4,15 @@ Opting in is having our script as `hookscript`. Proxmox lets only root@pam set i
 backups, and refuses to start a VM whose script is missing on its node.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from enum import StrEnum
 
+from pxsched.chain.entry import Entry
 from pxsched.errors import UserError
+from pxsched.guest.hookscript import SCRIPT_NAME as SCRIPT_NAME
+from pxsched.guest.hookscript import is_ours as is_ours
 from pxsched.proxmox.cluster import Guest
 from pxsched.value import Value
-
-SCRIPT_NAME = "pxsched"
 
 
 class Outcome(StrEnum):
@@ -43,11 +43,6 @@ class Step(Value):
     chain: str = ""
     shares: str | None = None
     notes: tuple[str, ...] = ()
-
-
-def is_ours(volume: str) -> bool:
-    """On whichever storage."""
-    return re.fullmatch(rf"[^:/\s]+:snippets/{SCRIPT_NAME}", volume, re.ASCII) is not None
 
 
 def select(guests: Iterable[Guest], selection: Selection) -> tuple[list[Guest], list[int]]:
@@ -86,15 +81,15 @@ def enable(guest: Guest, volume: str, *, chain: bool, by_number: bool, balloon: 
     return Step(guest, Outcome.CHANGE, volume, guest.hookscript, shares, notes)
 
 
-def disable(guest: Guest, scripts: Mapping[int, str], shares: Mapping[int, str] | None = None) -> Step:
-    """What opting out means: the VM's own script and shares come back, or none. Both are as remembered."""
+def disable(guest: Guest, before: Entry | None) -> Step:
+    """What opting out means: the VM's own script and shares come back, as remembered, or none."""
     if not is_ours(guest.hookscript):
         return Step(guest, Outcome.ALREADY, guest.hookscript)
-    own = scripts.get(guest.vmid, "")
+    own = (before.hookscript if before else None) or ""
     notes = (f"its own {own[:80]} is back",) if own else ()
     # An admin who set shares meanwhile has decided.
-    before = (shares or {}).get(guest.vmid) if guest.options.get("shares") == "0" else None
-    return Step(guest, Outcome.CHANGE, own, shares=before, notes=notes)
+    shares = before.shares if before and guest.options.get("shares") == "0" else None
+    return Step(guest, Outcome.CHANGE, own, shares=shares, notes=notes)
 
 
 def _balloon_is_proxmoxs(guest: Guest) -> bool:

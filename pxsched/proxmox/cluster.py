@@ -4,11 +4,13 @@ Reading them costs nothing beside the Proxmox API, and on a node they are the sa
 them). Rules: PVE::Cluster, PVE::HA::Config; a configuration's digest is the SHA-1 of the whole file.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 
 from pxsched.errors import UserError
 from pxsched.guest import config
+from pxsched.guest.hookscript import is_ours
 from pxsched.node.sighting import name_of
 from pxsched.root import Root
 from pxsched.value import NOTHING, Value
@@ -23,7 +25,10 @@ _VMID = re.compile(r"[1-9]\d{2,8}", re.ASCII)
 
 
 class Guest(Value):
-    """A VM of the cluster, running or not. options: those in force, as written; digest: of its file."""
+    """A VM of the cluster, running or not. options: those in force, as written; digest: of its file.
+
+    snapshot_scripts: the hookscripts that come back when it is rolled back, by the snapshot's name.
+    """
 
     vmid: int
     node: str
@@ -32,6 +37,7 @@ class Guest(Value):
     digest: str = ""
     running: bool = False
     ha: bool = False
+    snapshot_scripts: Mapping[str, str] = NOTHING
 
     @property
     def name(self) -> str:
@@ -48,6 +54,16 @@ class Guest(Value):
     @property
     def hookscript(self) -> str:
         return self.options.get("hookscript", "")
+
+    @property
+    def our_snapshots(self) -> list[str]:
+        """The snapshots whose rollback brings our hookscript back."""
+        return [name for name, script in self.snapshot_scripts.items() if is_ours(script)]
+
+    @property
+    def names_ours(self) -> bool:
+        """Whether its hookscript is ours, now or after some rollback."""
+        return is_ours(self.hookscript) or bool(self.our_snapshots)
 
     @property
     def describes_capacity(self) -> bool:
@@ -73,6 +89,35 @@ def node_name(root: Root) -> str:
 def nodes(root: Root) -> list[str]:
     """The names of all nodes of the cluster."""
     return [name for name in root.list(NODES_DIR) if _NODE.fullmatch(name)]
+
+
+def places(root: Root) -> dict[int, str]:
+    """Which node each VM is on. Raises UserError when that cannot be known: with pve-cluster down /etc/pve is
+    empty, and with pmxcfs broken it cannot be read.
+    """
+    here = node_name(root)
+    found: dict[int, str] = {}
+    for node in _listed(root, NODES_DIR):
+        if _NODE.fullmatch(node):
+            names = _listed(root, f"{NODES_DIR}/{node}/qemu-server", needed=node == here)
+            found |= {int(match[1]): node for name in names if (match := _CONF.fullmatch(name))}
+    if not root.exists(f"{NODES_DIR}/{here}"):
+        raise UserError(f"/{NODES_DIR} has no node {here}", hint=_HINT)
+    return found
+
+
+_HINT = "does pve-cluster run? systemctl status pve-cluster"
+
+
+def _listed(root: Root, path: str, *, needed: bool = True) -> list[str]:
+    try:
+        return sorted(os.listdir(root.path(path)))
+    except FileNotFoundError as error:
+        if not needed:
+            return []
+        raise UserError(f"/{path} is not there", hint=_HINT) from error
+    except OSError as error:
+        raise UserError(f"/{path} cannot be read: {error.strerror}", hint=_HINT) from error
 
 
 def guests(root: Root, node: str | None = None) -> list[Guest]:
@@ -109,6 +154,11 @@ def read_guest(root: Root, node: str, vmid: int, managed: frozenset[int] = froze
         hashlib.sha1(raw, usedforsecurity=False).hexdigest(),
         running=root.exists(f"run/qemu-server/{vmid}.pid"),
         ha=vmid in managed,
+        snapshot_scripts={
+            name: options["hookscript"]
+            for name, options in parsed.snapshots.items()
+            if "hookscript" in options
+        },
     )
 
 

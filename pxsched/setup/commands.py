@@ -3,8 +3,8 @@
 import argparse
 from collections.abc import Iterable
 
-from pxsched import chain
 from pxsched.arguments import add
+from pxsched.chain import files as chain
 from pxsched.errors import Exit, UserError
 from pxsched.optin import rules
 from pxsched.optin.apply import apply
@@ -78,10 +78,9 @@ def _opt_out(root: Root, dry_run: bool) -> list[str]:
         node = cluster.node_name(root)
     except UserError:
         return []  # no Proxmox here (any more)
-    scripts, shares = chain.remembered(root), chain.remembered(root, chain.SHARES)
     holders = []
     for guest in cluster.guests(root):
-        step = rules.disable(guest, scripts, shares)
+        step = rules.disable(guest, chain.find(root, guest.vmid, guest.options))
         if step.outcome is not Outcome.CHANGE:
             continue
         if guest.node != node:

@@ -183,16 +183,28 @@ def test_isolated_cpus_are_told(node):
     assert any("isolcpus=2-3" in finding.text for finding in node.found("topology"))
 
 
-def test_scripts_remembered_for_nobody_are_told(node):
-    node.vm(100)
-    node.write("etc/pve/pxsched-chain.json", '{"schema": 1, "hookscripts": {"100": "local:snippets/x"}}')
-    assert "not opted in: 100" in only(node.found("chained scripts")).text
+CHAINED = '{"vmid": 100, "ctime": "1", "hookscript": "local:snippets/x"}'
+
+
+def test_scripts_remembered_for_a_vm_that_is_gone_are_told_and_left_to_the_timer(node):
+    node.vm(100, f"{OURS}meta: ctime=2\n")
+    node.write("etc/pve/pxsched/chain/100.json", CHAINED)
+    finding = only(node.found("chained scripts"))
+    assert "an earlier VM of that number" in finding.text
+    assert node.root.exists("etc/pve/pxsched/chain/100.json")
 
 
 def test_a_missing_chained_script_keeps_its_vm_from_starting(node):
-    node.vm(100, OURS)
-    node.write("etc/pve/pxsched-chain.json", '{"schema": 1, "hookscripts": {"100": "local:snippets/x"}}')
+    node.vm(100, f"{OURS}meta: ctime=1\n")
+    node.write("etc/pve/pxsched/chain/100.json", CHAINED)
     assert only(node.found("chained scripts")).level is Level.BAD
+
+
+def test_the_file_of_an_earlier_version_and_damaged_ones_are_told(node):
+    node.write("etc/pve/pxsched-chain.json", '{"schema": 1, "hookscripts": {"100": "local:snippets/x"}}')
+    assert "earlier version" in only(node.found("chained scripts")).text
+    node.write("etc/pve/pxsched-chain.json", "{")
+    assert "damaged" in node.found("chained scripts")[0].text
 
 
 def test_karpenters_vm_is_compared_when_the_feature_is_on(node):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pxsched.chain.entry import Entry
 from pxsched.errors import UserError
 from pxsched.optin import rules
 from pxsched.optin.rules import Outcome, Selection
@@ -59,18 +60,18 @@ def test_karpenters_description_of_a_node_is_no_vm_to_us():
 
 
 def test_disabling_removes_ours():
-    step = rules.disable(guest(hookscript=OURS), {})
+    step = rules.disable(guest(hookscript=OURS), None)
     assert (step.outcome, step.want) == (Outcome.CHANGE, "")
 
 
 def test_disabling_puts_the_vms_own_script_back():
-    step = rules.disable(guest(hookscript=OURS), {100: "local:snippets/mine.pl"})
+    step = rules.disable(guest(hookscript=OURS), Entry(100, None, "local:snippets/mine.pl"))
     assert step.want == "local:snippets/mine.pl"
 
 
 @pytest.mark.parametrize("options", [{}, {"hookscript": "local:snippets/mine.pl"}])
 def test_disabling_leaves_vms_alone_that_are_not_opted_in(options):
-    assert rules.disable(guest(**options), {}).outcome is Outcome.ALREADY
+    assert rules.disable(guest(**options), None).outcome is Outcome.ALREADY
 
 
 GUESTS = [guest(100, tags="db;prod"), guest(101, tags="web"), guest(102, node="pve2", tags="db")]
@@ -116,5 +117,6 @@ def test_a_balloon_that_proxmox_does_not_move_needs_no_taking_over(options):
 
 
 def test_disabling_gives_the_balloon_back_unless_somebody_else_decided_meanwhile():
-    assert rules.disable(guest(hookscript=OURS, shares="0"), {}, {100: "2000"}).shares == "2000"
-    assert rules.disable(guest(hookscript=OURS, shares="500"), {}, {100: "2000"}).shares is None
+    before = Entry(100, None, shares="2000")
+    assert rules.disable(guest(hookscript=OURS, shares="0"), before).shares == "2000"
+    assert rules.disable(guest(hookscript=OURS, shares="500"), before).shares is None

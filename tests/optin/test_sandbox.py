@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pxsched import chain
+from pxsched.chain import files as chain
+from pxsched.chain.entry import Entry
+from pxsched.guest.identity import Identity
 from pxsched.ledger import file as ledger
 from pxsched.root import Root
 from pxsched.sandbox.sandbox import Sandbox
@@ -31,8 +33,8 @@ def sandbox(home):
     for path in Root(home.root).list("etc/pve/qemu-server"):
         home.qm("stop", path.removesuffix(".conf"), check=False)
         home.qm("destroy", path.removesuffix(".conf"))
-    for path in ("etc/pve/pxsched-chain.json", "etc/pve/ha/resources.cfg"):
-        home.node.path(path).unlink(missing_ok=True)
+    home.node.path("etc/pve/ha/resources.cfg").unlink(missing_ok=True)
+    shutil.rmtree(home.node.path("etc/pve/pxsched"), ignore_errors=True)
 
 
 def config(sandbox, vmid=100):
@@ -84,7 +86,7 @@ def test_a_script_that_is_there_is_kept_with_chain_and_comes_back(sandbox, pxsch
 
     assert pxsched(Root(sandbox.root), "disable", "100")[0] == 0
     assert "hookscript: local:snippets/mine.sh" in config(sandbox)
-    assert not Path(sandbox.root, chain.CHAIN_FILE).exists()
+    assert chain.vmids(Root(sandbox.root)) == []
 
 
 def test_a_chained_script_that_refuses_the_start_still_does(sandbox, pxsched):
@@ -98,9 +100,16 @@ def test_a_chained_script_that_refuses_the_start_still_does(sandbox, pxsched):
 
 
 def test_a_number_used_again_does_not_bring_an_old_script_back(sandbox, pxsched):
-    chain.remember(Root(sandbox.root), 100, "local:snippets/of-a-vm-long-gone.sh")
-    pxsched(Root(sandbox.root), "enable", "100")
-    assert chain.remembered(Root(sandbox.root)) == {}
+    root = Root(sandbox.root)
+    chain.write(root, Entry(100, Identity(ctime_s="1"), "local:snippets/of-a-vm-long-gone.sh"))
+    pxsched(root, "enable", "100")
+    assert chain.vmids(root) == []
+    before = config(sandbox)
+    chain.write(root, Entry(100, Identity(ctime_s="1"), "local:snippets/of-a-vm-long-gone.sh"))
+    assert "does not" not in sandbox.qm("start", 100).output
+    assert config(sandbox) == before
+    pxsched(root, "disable", "100")
+    assert "hookscript" not in config(sandbox)
 
 
 def test_without_the_hookscript_on_the_node_no_vm_is_enabled(sandbox, pxsched):
@@ -121,7 +130,7 @@ def test_a_refusal_of_proxmox_is_relayed_and_the_chain_is_as_before(sandbox, pxs
     storages.unlink()
     assert code == 1
     assert "invalid volume" in err
-    assert chain.remembered(Root(sandbox.root)) == {}
+    assert chain.vmids(Root(sandbox.root)) == []
     assert "local:snippets/mine.sh" in config(sandbox)
 
 
@@ -183,7 +192,7 @@ def test_a_balloon_is_taken_over_and_given_back(sandbox, pxsched):
     assert "shares: 0" in config(sandbox)
     assert pxsched(Root(sandbox.root), "disable", "100")[0] == 0
     assert config(sandbox) == before
-    assert not Path(sandbox.root, chain.CHAIN_FILE).exists()
+    assert chain.vmids(Root(sandbox.root)) == []
 
 
 def test_taking_the_balloon_over_later_keeps_the_chained_script(sandbox, pxsched):
@@ -192,6 +201,6 @@ def test_taking_the_balloon_over_later_keeps_the_chained_script(sandbox, pxsched
     before = config(sandbox)
     pxsched(Root(sandbox.root), "enable", "100", "--chain")
     pxsched(Root(sandbox.root), "enable", "100", "--balloon")
-    assert chain.remembered(Root(sandbox.root)) == {100: "local:snippets/mine.sh"}
+    assert chain.read(Root(sandbox.root), 100).hookscript == "local:snippets/mine.sh"
     pxsched(Root(sandbox.root), "disable", "100")
     assert sorted(config(sandbox).splitlines()) == sorted(before.splitlines())
