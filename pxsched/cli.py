@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
-from pxsched.errors import Exit, UserError
+from pxsched.errors import Exit, UserError, nearest
 from pxsched.output import complain, journal
 from pxsched.root import Root
+from pxsched.version import VERSION
 
 if TYPE_CHECKING:
     import argparse
@@ -74,7 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from pxsched.commands.running import attend
 
             return attend(_default_root())
-        options = parser(_command(words)).parse_args(words)
+        words = _root_first(words)
+        command = _command(words)
+        top = parser(command if command in AREAS else None)
+        if command and command not in AREAS:
+            top.error(f"there is no command {command!r}{nearest(command, AREAS)}")
+        options = top.parse_args(words)
         return int(options.run(options))
     except UserError as error:
         complain(str(error))
@@ -102,14 +108,25 @@ def _report(words: list[str], error: Exception) -> None:
     journal(f"{' '.join(words)[:200]}: {line}")
 
 
+def _root_first(words: list[str]) -> list[str]:
+    """The words with `--root DIR`, which may stand anywhere, in front."""
+    for place, word in enumerate(words):
+        length = 2 if word == "--root" else 1 if word.startswith("--root=") else 0
+        if word == "--":
+            break
+        if length:
+            return [*words[place : place + length], *words[:place], *words[place + length :]]
+    return words
+
+
 def _command(words: list[str]) -> str | None:
-    """The command among the words, so that only its area is loaded; None for the whole help."""
+    """The first word that is no option: only its area is loaded. None for the whole help."""
     skip = False
     for word in words:
         if skip or word.startswith("-"):
             skip = word == "--root"
             continue
-        return word if word in AREAS else None
+        return word
     return None
 
 
@@ -130,6 +147,7 @@ def parser(command: str | None = None) -> "argparse.ArgumentParser":
         "--root", type=_root, default=_default_root(), metavar="DIR",
         help="look below DIR instead of / (a captured machine, a sandbox)",
     )  # fmt: skip
+    top.add_argument("--version", action="version", version=f"pxsched {VERSION}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in dict.fromkeys([AREAS[command]] if command else AREAS.values()):
         register: Register = import_module(module).register

@@ -1,5 +1,6 @@
 """The one error meant for the user's eyes, and the exit codes of every command."""
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -23,3 +24,11 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'X'?` for a mistyped name, empty where nothing is near."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -14,7 +14,7 @@ PRODUCT = CHECKOUT / "pxsched"
 
 # From the ground floor up; what stands on one line knows nothing of its neighbours.
 FLOORS = (
-    "errors output value",
+    "errors output value version",
     "stored child",
     "root",
     "host",

@@ -20,8 +20,10 @@ from pxsched.ledger.claim import Claim, State
 from pxsched.ledger.journal import Entry
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
+from pxsched.version import VERSION
 
-PACKAGE = str(Path(cli.__file__).resolve().parents[1])
+CHECKOUT = Path(cli.__file__).resolve().parents[1]
+PACKAGE = str(CHECKOUT)
 DATA = Path(__file__).resolve().parent / "data"
 
 
@@ -259,11 +261,35 @@ def test_a_root_without_cpus_is_one_line(run, tmp_path):
 @pytest.mark.parametrize(
     "words",
     [[], ["nonsense"], ["topology", "--jsn"], ["plan"], ["plan", "x"], ["plan", "99"], ["plan", "1" * 40],
+     ["enable", "abc"], ["disable", "99"],
      ["status", "-1"], ["config"], ["restore"], ["simulate", "a", "b"]],
 )  # fmt: skip
 def test_wrong_usage_is_exit_code_2(run, words):
     done = run(*words)
     assert done.code == 2 and "usage:" in done.err and done.out == ""
+
+
+def test_a_mistyped_command_gets_the_nearest(run):
+    done = run("statsu")
+    assert done.code == 2 and "there is no command 'statsu'; did you mean 'status'?" in done.err
+
+
+def test_the_version_is_one_everywhere(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--version"])
+    assert left.value.code == 0 and capsys.readouterr().out == f"pxsched {VERSION}\n"
+    changelog = (CHECKOUT / "debian/changelog").read_text()
+    assert changelog.startswith(f"pxsched ({VERSION}) ")
+    assert f"## {VERSION}" in (CHECKOUT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_root_may_stand_before_and_after_the_command(capsys, tmp_path, place):
+    (tmp_path / "sys/devices/system/cpu/cpu0").mkdir(parents=True)
+    words = ["topology", "--json"]
+    for root in (["--root", str(tmp_path)], [f"--root={tmp_path}"]):
+        assert cli.main([*words[:place], *root, *words[place:]]) == 0
+        assert '"cpus"' in capsys.readouterr().out
 
 
 def test_a_root_that_is_no_directory_is_wrong_usage(capsys):

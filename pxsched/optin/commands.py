@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Callable
 
+from pxsched import arguments
 from pxsched.arguments import print_json
 from pxsched.chain import files as chain
 from pxsched.chain.entry import Entry
@@ -57,7 +58,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         ("disable", "opt VMs out: remove it, or put their own script back"),
     ):
         parser = _parser(subparsers, name, text)
-        parser.add_argument("vmids", nargs="*", metavar="VMID", help="VMs by number, on any node")
+        parser.add_argument(
+            "vmids", nargs="*", metavar="VMID", type=arguments.vmid, help="VMs by number, on any node"
+        )
         parser.add_argument("--all", action="store_true", help="all VMs of this node (or of --node)")
         parser.add_argument("--tag", default="", help="those of them with this tag")
         parser.add_argument("--dry-run", action="store_true", help="show what would change")
@@ -98,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     if args.command == "list":
         return _list(session, args)
     selection = Selection(
-        tuple(cluster.parse_vmid(text) for text in args.vmids),
+        tuple(args.vmids),
         args.tag,
         args.all,
         args.node or session.node,
