@@ -140,7 +140,8 @@ READING = ("topology", "config 100", "plan 100", "status", "status 100", "defrag
 COMMANDS = [
     *READING, *(f"{words} --json" for words in READING),
     "report --prometheus -", "karpenter plan", "karpenter export", "karpenter settings",
-    "karpenter settings --json", "hook 100 pre-start", "hook 100 post-start", "tick", "status", "hook 100 pre-stop",
+    "karpenter settings --json", "hook 100 pre-start", "hook 100 post-start", "tick", "status",
+    "hook 100 pre-stop",
     "enable --all --dry-run", "enable 100 --chain --dry-run --json", "disable --all --dry-run",
     "node uninstall --dry-run", "hook 100 post-stop", "restore --all",
 ]  # fmt: skip
