@@ -17,6 +17,7 @@ from pxsched.ledger.lock import Locked
 from pxsched.node import settle
 from pxsched.node import sighting as nodes
 from pxsched.node.balancing import Balancer, Result
+from pxsched.node.observing import Observer
 from pxsched.node.settle import Pass
 from pxsched.node.sighting import Node, Sighting
 from pxsched.node.sightings import Sightings
@@ -51,6 +52,7 @@ class Session:
         self._root = root
         self._environ = environ
         self._balancer = Balancer(root, keep=keep)
+        self._observer = Observer(root)
         self._node: Node | None = None
         self._seen = Sightings(root)
         self._sightings: list[Sighting] = []
@@ -64,7 +66,9 @@ class Session:
             node = self._node
             if node is None or not (node.settings.node.balance_cpu or node.settings.node.balance_memory):
                 return Done(settled, None)
-            balanced = self._balancer.run(node, ledgers.peek(self._root), self._sightings)
+            ledger = ledgers.peek(self._root)
+            seen = self._observer.look(ledger, self._sightings)
+            balanced = self._balancer.run(node, ledger, self._sightings, seen)
             if not self._balancer.complete:
                 self._looked_s = -LOOK_PERIOD_S
             return Done(settled, balanced)
@@ -77,7 +81,9 @@ class Session:
         self._running = self._changed()
         self._looked_s = time.monotonic()
         self._node = node = nodes.open_node(self._root, self._environ)
-        self._sightings = self._seen.look(ledgers.peek(self._root))
+        ledger = ledgers.peek(self._root)
+        self._sightings = self._seen.look(ledger)
+        self._observer.look(ledger, self._sightings)  # before anybody is placed
         settled = settle.settle(node, self._sightings, everybody=True)
         self._balancer.look(self._sightings)
         _keep_house(node)

@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 
 from pxsched.balance import cpu, samples
+from pxsched.balance.background import Known, unexplained
 from pxsched.balance.sharing import cpus_of, jain, mask_of, shares
 from pxsched.host.topology import L3, Cpu, Node, Package, Topology
 from pxsched.settings.policy import NodeSettings
@@ -23,7 +24,8 @@ _CYCLE_MS = 60.0
 class Guest(Value):
     """A simulated VM. loads: by vCPU, the part of the time it would compute if it never waited.
 
-    home: where its vCPUs float; pins: one CPU each instead.
+    home: where its vCPUs float; pins: one CPU each instead. hidden: work of the host's, of which the balancer
+    is told only how busy the CPUs are.
     """
 
     vmid: int
@@ -33,6 +35,7 @@ class Guest(Value):
     weight: int = 100
     movable: bool = True
     memory_mib: Mapping[int, int] = NOTHING
+    hidden: bool = False
 
     @property
     def masks(self) -> tuple[frozenset[int], ...]:
@@ -98,6 +101,7 @@ class Host:
         self._rng = random.Random(seed)
         self._threads: dict[int, list[_Thread]] = {}
         self._recent: dict[int, float] = {}
+        self._busy_ms: dict[int, int] = {}
         for guest in guests:
             self.add(guest)
         self._before = self.snapshot()
@@ -119,6 +123,7 @@ class Host:
         fade = 1 - SLICE_MS / _MEMORY_MS
         masks = {vmid: guest.masks for vmid, guest in self.guests.items()}
         started = self._runs()
+        self._busy_ms = dict.fromkeys(cpus, 0)
         for _ in range(round(seconds * 1000 / SLICE_MS)):
             self.clock_ms += SLICE_MS
             ready = [
@@ -166,6 +171,8 @@ class Host:
                     runs_on[number], runs_on[other] = runner, heir
                     taken.add(heir)
                     break
+        for number in runs_on:
+            self._busy_ms[number] += SLICE_MS
         return taken
 
     def snapshot(self) -> samples.Snapshot:
@@ -189,6 +196,7 @@ class Host:
         self.run(self.period_s)
         interval = samples.between(self._before, self.snapshot())
         self._before = interval.base
+        known = [guest for guest in self.guests.values() if not guest.hidden]
         # Through text and back, as the state of a timer is.
         self.state = cpu.State.from_json(self.state.to_json())
         outcome = cpu.rebalance(
@@ -202,19 +210,30 @@ class Host:
                     pins=bool(guest.pins),
                     memory_mib=guest.memory_mib,
                 )
-                for guest in self.guests.values()
+                for guest in known
             ],
             self.topology,
             self.topology.online,
             self.state,
             self.settings,
             self.clock_ms / 1000,
+            busy=self._host_load(known, interval.uses),
         )
         self.state = outcome.state
         for move in outcome.moves:
             self._apply(move)
         self.moves.append(list(outcome.moves))
         return self.moves[-1]
+
+    def _host_load(self, known: Iterable[Guest], uses: Mapping[int, samples.Use]) -> dict[int, float]:
+        """What a pass finds of it: each CPU's busy time without that of those who are known."""
+        busy = {number: ms / 1000 / self.period_s for number, ms in self._busy_ms.items()}
+        parts = [
+            Known(frozenset().union(*guest.masks), uses[guest.vmid].total.run)
+            for guest in known
+            if guest.vmid in uses
+        ]
+        return unexplained(busy, parts)
 
     def _apply(self, move: cpu.Move) -> None:
         guest = self.guests[move.vmid]

@@ -1,42 +1,44 @@
 """Where a VM could live instead: other CPU sets of the same kind as its home, and wider ones.
 
-A home is a cache group, a node or everything (design: classes of VM). Where an admin, a small host or a pin
-made it narrower than a cache group, other homes of the same size are made from the least loaded CPUs.
+A home is a cache group of one node, a node or everything, of one kind of CPU (performance or efficiency
+cores), as placement has them (design: classes of VM). Where an admin, a small host or a pin made it narrower
+than a cache group, other homes of the same size are made from the least loaded CPUs.
 """
 
 from collections.abc import Iterable, Mapping
 
 from pxsched.balance.sharing import mask_of
 from pxsched.host.topology import Topology
-from pxsched.value import Value
+from pxsched.value import NOTHING, Value
 
 
 class Machine(Value):
     """The CPUs that shared VMs may use. levels: disjoint CPU masks, caches first, everything last.
 
-    core_of: the mask of each CPU's core. distance_of: the distances between the nodes of CPUs.
+    core_of: the mask of each CPU's core. busy: by CPU, the part of its time that no party uses.
     """
 
     pool: int
     levels: tuple[tuple[int, ...], ...]
     core_of: Mapping[int, int]
     topology: Topology
+    busy: Mapping[int, float] = NOTHING
 
     @classmethod
-    def of(cls, topology: Topology, pool: Iterable[int]) -> "Machine":
+    def of(cls, topology: Topology, pool: Iterable[int], busy: Mapping[int, float] = NOTHING) -> "Machine":
         pool_mask = mask_of(pool)
-        tiers = (
-            [l3.cpus for l3 in topology.l3s],
-            [node.cpus for node in topology.nodes],
-            [topology.online],
-        )
+        nodes = [mask_of(node.cpus) for node in topology.nodes if node.cpus]
+        caches = [
+            cache & node for l3 in topology.l3s if (cache := mask_of(l3.cpus)) for node in nodes or [-1]
+        ]
+        kinds = _kinds(topology)
         levels: list[tuple[int, ...]] = []
-        for tier in tiers:
-            masks = tuple(mask for cpus in tier if (mask := mask_of(cpus) & pool_mask))
+        for tier in (caches, nodes, [mask_of(topology.online)]):
+            masks = tuple(mask for wide in tier for kind in kinds if (mask := wide & kind & pool_mask))
             if masks and (not levels or set(masks) != set(levels[-1])):
                 levels.append(masks)
         core_of = {cpu.id: mask_of(cpu.siblings or {cpu.id}) for cpu in topology.cpus.values()}
-        return cls(pool_mask, tuple(levels), core_of, topology)
+        return cls(pool_mask, tuple(levels), core_of, topology, busy)
 
     def alike(self, home: int, allowed: int, loads: Mapping[int, float]) -> list[int]:
         """Homes of the same kind, the least loaded first. loads: the others' demand on each CPU."""
@@ -75,6 +77,14 @@ class Machine(Value):
             return cache.get(cpu, 0.0), round(loads.get(cpu, 0.0), 6), round(core, 6), cpu
 
         return sorted(_cpus(room), key=busy)[:size]
+
+
+def _kinds(topology: Topology) -> list[int]:
+    """The CPUs of each kind; one mask of all where there is one kind only."""
+    found: dict[object, int] = {}
+    for cpu in topology.cpus.values():
+        found[cpu.kind] = found.get(cpu.kind, 0) | 1 << cpu.id
+    return list(found.values())
 
 
 def _cpus(mask: int) -> list[int]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pxsched.balance.homes import Machine
 from pxsched.balance.samples import Rate
-from pxsched.balance.sharing import Claim, cpus_of, shares
+from pxsched.balance.sharing import Claim, capacity, cpus_of, shares
 from pxsched.host.topology import LOCAL_DISTANCE
 from pxsched.value import NOTHING, Value
 
@@ -78,7 +78,7 @@ class Model:
         self.machine = machine
         self.horizon_s = max(10.0, horizon_s)
         self.homes = [party.home for party in parties]
-        self.got = shares([party.claim(party.home) for party in parties])
+        self.got = shares([party.claim(party.home) for party in parties], machine.busy)
         self.load: dict[int, float] = {}
         waiting: dict[int, float] = {}
         for party, got in zip(parties, self.got, strict=True):
@@ -112,7 +112,8 @@ class Model:
             self.homes[index] = home
             self.load[home] = self.load.get(home, 0.0) + self.parties[index].demand
         before = self.got
-        self.got = shares([party.claim(home) for party, home in zip(self.parties, self.homes, strict=True)])
+        claims = [party.claim(home) for party, home in zip(self.parties, self.homes, strict=True)]
+        self.got = shares(claims, self.machine.busy)
         for index, got in enumerate(self.got):
             # What was measured no longer counts where things have changed.
             if index in step.homes or abs(got - before[index]) > 1e-9:
@@ -125,7 +126,8 @@ class Model:
         """
         cost = sum(self._cost(index, home) for index, home in changes.items())
         affected = self._affected(changes)
-        got = shares([self.parties[index].claim(changes.get(index, self.homes[index])) for index in affected])
+        claims = [self.parties[index].claim(changes.get(index, self.homes[index])) for index in affected]
+        got = shares(claims, self.machine.busy)
         bound = max(self.lack(helped), self.lacks[self.index(helped)]) - 1e-6
         gain = 0.0
         for index, share in zip(affected, got, strict=True):
@@ -141,7 +143,7 @@ class Model:
 
     def cpu_loads(self, without: Party) -> dict[int, float]:
         """The demand on each CPU, everyone's spread over its home, but for one party's."""
-        loads: dict[int, float] = {}
+        loads = dict(self.machine.busy)
         own = self.homes[self.index(without)]
         for home, load in self.load.items():
             load -= without.demand if home == own else 0.0
@@ -150,6 +152,9 @@ class Model:
                 for cpu in cpus:
                     loads[cpu] = loads.get(cpu, 0.0) + load / len(cpus)
         return loads
+
+    def capacity(self, home: int) -> float:
+        return capacity(home, self.machine.busy)
 
     def _lack(self, index: int, got: Sequence[float]) -> float:
         due = self.due[index]
@@ -266,7 +271,7 @@ def _exchanges(model: Model, movers: Sequence[int]) -> list[dict[int, int]]:
         party, home = model.parties[index], model.homes[index]
         size = home.bit_count()
         rooms = [mask for mask in model.load if mask.bit_count() == size and not mask & home]
-        rooms = sorted(rooms, key=lambda mask: (model.load[mask], mask))[:_TARGETS]
+        rooms = sorted(rooms, key=lambda mask: (model.load[mask] - model.capacity(mask), mask))[:_TARGETS]
         partners: dict[tuple[object, ...], int] = {}
         for other, theirs in enumerate(model.homes):
             partner = model.parties[other]

@@ -7,8 +7,10 @@ they are intersected a great deal.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+from pxsched.value import NOTHING
 
 # Homes that overlap without one containing the other need their unions looked at, too; beyond this many
 # sets only the largest unions are, which makes the model a little too hopeful.
@@ -51,8 +53,14 @@ def level(claims: Iterable[Claim], capacity: float) -> float:
     return math.inf
 
 
-def shares(claims: Sequence[Claim]) -> list[float]:
-    """What each party gets, in CPUs.
+def capacity(mask: int, busy: Mapping[int, float]) -> float:
+    """What these CPUs have left beside what somebody else uses of them (`busy`, as of `shares`)."""
+    used = sum(part for cpu, part in busy.items() if mask >> cpu & 1) if busy else 0.0
+    return max(0.0, mask.bit_count() - used)
+
+
+def shares(claims: Sequence[Claim], busy: Mapping[int, float] = NOTHING) -> list[float]:
+    """What each party gets, in CPUs. busy: by CPU, the part of its time that is nobody's of these.
 
     The region (a set of CPUs with everyone confined to it) whose water is lowest when full decides for those
     in it; then the next, over what is left.
@@ -66,7 +74,7 @@ def shares(claims: Sequence[Claim]) -> list[float]:
         region: sorted(rank for mask, ranks in by_mask.items() if mask & ~region == 0 for rank in ranks)
         for region in regions
     }
-    left = {region: float(region.bit_count()) for region in regions}
+    left = {region: capacity(region, busy) for region in regions}
     got = [claim.demand for claim in claims]
     settled: set[int] = set()
 

@@ -154,9 +154,8 @@ def running_vms(
 
     A VM whose configuration cannot be read stands where it is, as if it were pinned.
     """
-    from pxsched.host import memory
     from pxsched.ledger.claim import holding
-    from pxsched.node import claims, views
+    from pxsched.node import claims, offer, others, views
 
     seen = {sighting.vmid: sighting for sighting in sightings}
     near = views.device_nodes(node, seen.values())
@@ -171,13 +170,7 @@ def running_vms(
             continue
         wish = claims.request(vmid, machine, claim.policy, device_nodes=near.get(vmid, frozenset()))
         running.append((wish, held))
-    host = host_of(
-        node.topology,
-        node.settings.node,
-        free_mib=memory.free_mib(node.memory),
-        free_hugepages_mib=memory.free_hugepages_mib(node.memory),
-    )
-    return host, running
+    return offer.host(node, others.known(node.root, {*ledger.claims})), running
 
 
 def _memory_of(request: Request, placement: Placement, free: Mapping[int, float]) -> dict[int, int]:

@@ -164,6 +164,19 @@ def allowed(root: Root, tid: int) -> str | None:
     return rest.partition(b"\n")[0].strip().decode("ascii", "replace") if found else None
 
 
+def mask(root: Root, tid: int) -> frozenset[int] | None:
+    """The online CPUs a thread may use; None when it is gone. Of a captured machine by procfs."""
+    if root.live:
+        try:
+            return frozenset(os.sched_getaffinity(tid))
+        except OSError:
+            return None
+    from pxsched.host import cpulist
+
+    listed = allowed(root, tid)
+    return None if listed is None else cpulist.parse(listed)
+
+
 class _Stat(Value):
     name: str
     state: str

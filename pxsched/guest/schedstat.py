@@ -181,3 +181,19 @@ def resident_mib(root: Root, pid: int) -> float | None:
         return int(words[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
     except (IndexError, ValueError):
         return None
+
+
+def used_ns(root: Root, vmid: int, process: Process) -> int | None:
+    """CPU time that a VM has used, its vhost workers included where its scope counts; None when it is gone.
+
+    Without a scope it is QEMU's own: fields 14 and 15 of proc_pid_stat(5), of all its threads.
+    """
+    from pxsched.host import cgroup
+    from pxsched.host.cputime import TICK_NS
+
+    found = cgroup.used_ns(root, cgroup.scope(vmid))
+    if found is not None:
+        return found
+    words = (root.read(f"proc/{process.pid}/stat") or "").rpartition(")")[2].split()
+    times = words[11:13]
+    return sum(map(int, times)) * TICK_NS if len(times) == 2 and all(map(str.isdecimal, times)) else None

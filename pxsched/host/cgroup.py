@@ -187,3 +187,14 @@ def memory_bytes(root: Root, group: str) -> Mapping[int, int] | None:
             for node, amount in re.findall(r"\bN(\d+)=(\d+)", line):
                 total[int(node)] = total.get(int(node), 0) + int(amount) * unit
     return total
+
+
+def used_ns(root: Root, group: str) -> int | None:
+    """CPU time that everybody in and below the group has used since it was made; None where it is not
+    counted.
+    """
+    usage = re.search(r"^usage_usec (\d{1,18})$", root.read(f"{MOUNT}/{group}/cpu.stat") or "", re.MULTILINE)
+    if usage:
+        return int(usage[1]) * 1000
+    text = root.read(f"{MOUNT}/cpuacct/{group}/cpuacct.usage") or ""
+    return int(text) if text.isdecimal() else None

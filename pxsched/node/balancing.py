@@ -18,6 +18,7 @@ from pxsched.ledger.claim import Claim
 from pxsched.ledger.file import Ledger
 from pxsched.node import claims as claiming
 from pxsched.node import measuring, settle
+from pxsched.node.others import Seen
 from pxsched.node.reconcile import Report, reconcile
 from pxsched.node.sighting import Node, Sighting
 from pxsched.root import Root
@@ -75,8 +76,9 @@ class Balancer:
         """Takes note of which threads there are; the passes that follow read their counters only."""
         self._wanted = tuple(measuring.wanted(sightings))
 
-    def run(self, node: Node, ledger: Ledger, sightings: Sequence[Sighting]) -> Result:
+    def run(self, node: Node, ledger: Ledger, sightings: Sequence[Sighting], seen: Seen) -> Result:
         """Measures, decides and applies. ledger: as it stands; it is locked only if something is to change.
+        seen: who else is there.
 
         Raises UserError when the ledger cannot be used.
         """
@@ -90,15 +92,19 @@ class Balancer:
         moves: tuple[cpu.Move, ...] = ()
         if interval.uses:
             vms = [
-                vm for sighting in sightings if (vm := measuring.vm(sighting, ledger, interval.uses, node))
+                vm
+                for sighting in sightings
+                if (vm := measuring.vm(sighting, ledger, interval.uses, node, seen))
             ]
+            elapsed_s = max(use.elapsed_s for use in interval.uses.values())
             outcome = cpu.rebalance(
-                vms,
+                [*vms, *measuring.containers(seen, elapsed_s)],
                 node.topology,
                 measuring.pool(node, ledger),
                 self._cpu,
                 settings,
                 now_s,
+                busy=seen.busy,
                 act=settings.balance_cpu,
             )
             moves, self._cpu = outcome.moves, outcome.state

@@ -4,7 +4,9 @@ Placement itself is a pure function; this decides when it is asked, and with wha
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from pxsched.guest import process
 from pxsched.guest.config import GuestNode, Machine
@@ -17,6 +19,9 @@ from pxsched.node.sighting import Node, Sighting
 from pxsched.placement.request import Holding, Placement, Refused, Request, VmClass
 from pxsched.settings.policy import Policy, Wish
 from pxsched.value import replace
+
+if TYPE_CHECKING:  # a hook loads it when a VM needs a place
+    from pxsched.node.others import Seen
 
 # A start that takes longer has failed: Proxmox waits a second per GiB at most (config_aware_timeout).
 LONGEST_START_NS = 3600 * 10**9
@@ -118,12 +123,13 @@ def update(
         wishes.append((request(sighting.vmid, machine, policy, device_nodes=nodes), sighting, policy))
     wishes.sort(key=lambda wish: (_ORDER[wish[0].vm_class], wish[0].vmid not in ledger.claims, wish[0].vmid))
     taken: frozenset[int] | None = None
+    around = _Around(node, {*ledger.claims, *(wish.vmid for wish, _, _ in wishes)})
     for wish, sighting, policy in wishes:
         # Shared VMs come last: by now everyone has who gets CPUs of his own.
         if taken is None and wish.vm_class is VmClass.SHARED:
             taken = dedicated(ledger.felt().values())
         try:
-            if _claim(node, ledger, wish, sighting, policy, taken or frozenset()):
+            if _claim(around, ledger, wish, sighting, policy, taken or frozenset()):
                 changes.placed.append(wish.vmid)
         except Refused as refusal:
             changes.refused[wish.vmid] = str(refusal)
@@ -177,13 +183,41 @@ def _opted_in(claim: Claim | None, sighting: Sighting) -> bool:
     return claim.hookscript == sighting.machine.hookscript
 
 
+class _Around:
+    """What a VM that looks for a place has to know of the node; read when the first one does.
+
+    ours: the VMs that are placed, or about to be.
+    """
+
+    def __init__(self, node: Node, ours: Collection[int]) -> None:
+        self.node = node
+        self._ours = ours
+
+    @cached_property
+    def _others(self) -> "Seen":
+        from pxsched.node import others
+
+        return others.known(self.node.root, self._ours)
+
+    def place(self, holdings: list[Holding], wish: Request, *, allocated: bool) -> Placement:
+        """Asks placement, which most phases have no need to load. Raises Refused.
+
+        allocated: the VM has its memory, so that a lack of it is no reason to refuse.
+        """
+        from pxsched.node import offer
+        from pxsched.placement.search import place
+
+        return place(offer.host(self.node, self._others, allocated=allocated), holdings, wish)
+
+
 def _claim(
-    node: Node, ledger: Ledger, wish: Request, sighting: Sighting, policy: Policy, taken: frozenset[int]
+    around: _Around, ledger: Ledger, wish: Request, sighting: Sighting, policy: Policy, taken: frozenset[int]
 ) -> bool:
     """Makes or renews one claim; says whether the VM was placed anew. Raises Refused.
 
     taken: the CPUs that are dedicated to somebody, for a shared VM.
     """
+    node = around.node
     before = ledger.claims.get(wish.vmid)
     signature = _signature(wish, policy, frozenset(wish.affinity) - node.topology.online)
     moved = before is None or before.signature != signature or not _fits(node, before, taken)
@@ -192,7 +226,7 @@ def _claim(
         load = before.load if before else None
         wish = replace(wish, previous=placement, load=load)
         holdings = ledger.holdings(but=wish.vmid)
-        placement = _place(node, holdings, wish, allocated=sighting.process is not None)
+        placement = around.place(holdings, wish, allocated=sighting.process is not None)
     claim = before or Claim(placement, State.STARTING, since_ns=ledgers.now_ns())
     ledger.claims[wish.vmid] = Claim(
         placement,
@@ -212,25 +246,6 @@ def _claim(
         balloon_mib=claim.balloon_mib if claim.process == sighting.process else None,
     )
     return moved
-
-
-def _place(node: Node, holdings: list[Holding], wish: Request, *, allocated: bool) -> Placement:
-    """Asks placement, which most phases have no need to load. Raises Refused.
-
-    allocated: the VM has its memory, so that a lack of it is no reason to refuse.
-    """
-    from pxsched.host import memory
-    from pxsched.placement.housekeeping import host_of
-    from pxsched.placement.search import place
-
-    if allocated:
-        return place(host_of(node.topology, node.settings.node), holdings, wish)
-    free_mib = memory.free_mib(node.memory)
-    free_hugepages_mib = memory.free_hugepages_mib(node.memory)
-    host = host_of(
-        node.topology, node.settings.node, free_mib=free_mib, free_hugepages_mib=free_hugepages_mib
-    )
-    return place(host, holdings, wish)
 
 
 def _inherited(node: Node, ledger: Ledger, claim: Claim, sighting: Sighting) -> str:

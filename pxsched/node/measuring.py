@@ -13,10 +13,13 @@ from pxsched.guest.schedstat import Counters, Wanted
 from pxsched.host import cpulist
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.file import Ledger
+from pxsched.node.others import Seen
 from pxsched.node.sighting import Node, Sighting
+from pxsched.placement.kinds import variants
+from pxsched.placement.machine import machine_of, mask_of, set_of
 from pxsched.placement.request import VmClass
 from pxsched.root import Root
-from pxsched.settings.policy import Fair, MemoryMode, Smt
+from pxsched.settings.policy import Fair, MemoryMode, Prefer, Smt
 
 if TYPE_CHECKING:  # most nodes have no guest whose balloon is ours
     from pxsched.balance import balloon
@@ -70,14 +73,17 @@ def pool(node: Node, ledger: Ledger) -> frozenset[int]:
     return topology.online - taken
 
 
-def vm(sighting: Sighting, ledger: Ledger, uses: Mapping[int, samples.Use], node: Node) -> cpu.Vm | None:
-    """One VM as the balancer sees it; those we do not place are load where their `affinity` says."""
+def vm(
+    sighting: Sighting, ledger: Ledger, uses: Mapping[int, samples.Use], node: Node, seen: Seen
+) -> cpu.Vm | None:
+    """One VM as the balancer sees it; those we do not place are load where their threads may run."""
     claim, machine = ledger.claims.get(sighting.vmid), sighting.machine
     if sighting.process is None:
         return None
     use = uses.get(sighting.vmid)
     if claim is None:
-        cpus = frozenset(machine.affinity) if machine and machine.affinity else node.topology.online
+        masks = (other.cpus for other in seen.others if other.process == sighting.process)
+        cpus = next(masks, node.topology.online)
         count = len(use.rates) if use else 1
         return cpu.Vm(sighting.vmid, (cpus,) * count, use, machine.weight if machine else 100)
     policy, placement = claim.policy, claim.placement
@@ -97,15 +103,44 @@ def vm(sighting: Sighting, ledger: Ledger, uses: Mapping[int, samples.Use], node
     )
 
 
+def containers(seen: Seen, elapsed_s: float) -> list[cpu.Vm]:
+    """The containers as the balancer sees them: what each used, on any of its CPUs.
+
+    elapsed_s: the length of the pass. The weights that Proxmox gives containers are not compared with VMs'
+    (these are in a group of their own), so all have the default.
+    """
+    found = []
+    for other in seen.others:
+        if other.process is None and other.load is not None and other.cpus:
+            rate = samples.Rate(other.load, 0.0, other.load)
+            use = samples.Use(other.vmid, 0, elapsed_s, (rate,), rate)
+            found.append(cpu.Vm(other.vmid, (other.cpus,), use))
+    return found
+
+
 def _allowed(claim: Claim, node: Node) -> frozenset[int] | None:
+    """The CPUs that the policy lets a VM be moved to; None for all."""
     policy = claim.policy
-    if not policy.cpus and not policy.nodes:
+    if not policy.cpus and not policy.nodes and policy.prefer is Prefer.ANY:
         return None
     allowed = cpulist.parse(policy.cpus) if policy.cpus else node.topology.online
+    if policy.prefer is not Prefer.ANY:
+        allowed &= _no_worse(claim, node)
     if policy.nodes:
         wanted = cpulist.parse(policy.nodes)
         allowed &= frozenset(cpu for one in node.topology.nodes if one.id in wanted for cpu in one.cpus)
     return allowed
+
+
+def _no_worse(claim: Claim, node: Node) -> frozenset[int]:
+    """The CPUs that suit `prefer` as well as the VM's home does, or better."""
+    machine = machine_of(node.topology)
+    home, found = mask_of(claim.placement.cpus), 0
+    for variant in variants(machine, claim.policy.prefer, machine.online):
+        found |= variant.mask
+        if not home & machine.online & ~found:
+            break
+    return set_of(found)
 
 
 def excluded(ledger: Ledger, managed: Mapping[int, Sighting]) -> dict[int, str]:

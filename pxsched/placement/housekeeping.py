@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pxsched.host import cpulist
 from pxsched.host.topology import Topology
 from pxsched.placement.machine import machine_of, set_of
-from pxsched.placement.request import Host
+from pxsched.placement.request import Foreign, Host
 from pxsched.settings.policy import NodeSettings
+from pxsched.value import NOTHING
 
 
 def housekeeping(topology: Topology, settings: NodeSettings) -> frozenset[int]:
@@ -29,8 +30,10 @@ def host_of(
     *,
     free_mib: Mapping[int, int] | None = None,
     free_hugepages_mib: Mapping[tuple[int, int], int] | None = None,
+    foreign: tuple[Foreign, ...] = (),
+    busy: Mapping[int, float] = NOTHING,
 ) -> Host:
     """The machine as placement sees it, with the admin's or the default housekeeping CPUs."""
     kept = housekeeping(topology, settings)
     reserved = kept if settings.housekeeping else frozenset[int]()
-    return Host(topology, kept, reserved, free_mib or {}, free_hugepages_mib or {})
+    return Host(topology, kept, reserved, free_mib or {}, free_hugepages_mib or {}, foreign, busy)

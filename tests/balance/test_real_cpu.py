@@ -2,9 +2,15 @@
 
 import json
 import os
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
+
+from pxsched.node import others
+
+from .conftest import WITH_OTHERS
 
 pytestmark = pytest.mark.skipif(not {0, 1} <= os.sched_getaffinity(0), reason="needs CPUs 0 and 1")
 
@@ -139,3 +145,29 @@ def eventually(condition, *, within_s=30.0):
             pass
         time.sleep(0.1)
     return False
+
+
+def test_a_vm_moves_away_from_a_burning_host_task(host):
+    host.settings('[defaults]\ncpus = "0-1"\n')
+    crowd(host, 1)
+    host.program = WITH_OTHERS
+    burner = subprocess.Popen(["taskset", "--cpu-list", "0", "sh", "-c", "while :; do :; done"])
+    try:
+        said = []
+        for _ in range(12):
+            said.append(host.tick(1.0))
+            if host.home(100) == COLD:
+                break
+        if host.home(100) == HOT and min(busy(host, 0), busy(host, 1)) > 0.3:
+            pytest.skip("other work keeps both CPUs busy")
+        assert host.home(100) == COLD, said
+        assert "moved VM 100" in said[-1]
+    finally:
+        burner.kill()
+        burner.wait()
+
+
+def busy(host, cpu):
+    """What the last pass took for the work of nobody it knows."""
+    document = json.loads(Path(host.sandbox.root, others.FILE).read_text())
+    return document["busy"].get(str(cpu), 0.0)

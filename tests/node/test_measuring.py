@@ -6,16 +6,23 @@ import time
 
 import pytest
 
+from bench.models.cpu import machine
+from pxsched.balance import samples
 from pxsched.guest import balloon, schedstat
 from pxsched.guest.config import Machine
 from pxsched.guest.process import Process
 from pxsched.guest.schedstat import Reader, Wanted
 from pxsched.host import pressure
+from pxsched.host.topology import CpuKind
 from pxsched.ledger.claim import Claim, State
+from pxsched.ledger.file import Ledger
 from pxsched.node import measuring
+from pxsched.node.others import Other, Seen
+from pxsched.node.sighting import Node, Sighting
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
-from pxsched.settings.policy import Policy
+from pxsched.settings.files import Settings
+from pxsched.settings.policy import Policy, Prefer
 from pxsched.value import replace
 
 
@@ -166,3 +173,59 @@ def test_guests_that_do_not_answer_are_named_and_hold_nobody_up(tmp_path):
     assert "greeting" in found[100]
     assert "socket" in found[101]
     mute.close()
+
+
+# The balancer keeps what a VM prefers.
+
+
+def placed(cpus, **policy):
+    cpus = frozenset(cpus)
+    placement = Placement(100, VmClass.SHARED, (cpus,) * 2, cpus, frozenset((0,)))
+    return Claim(placement, State.RUNNING, Policy(**policy))
+
+
+def node_of(topology):
+    return Node(Root("/nowhere"), Settings(), topology)
+
+
+@pytest.mark.parametrize(
+    ("prefer", "home", "want"),
+    [
+        (Prefer.ANY, range(4), None),
+        (Prefer.PERFORMANCE, range(4), set(range(4))),
+        (Prefer.EFFICIENCY, range(4, 8), set(range(4, 8))),
+        (Prefer.EFFICIENCY, range(4), set(range(8))),  # it found no room on the others
+        (Prefer.PERFORMANCE, range(2, 6), set(range(8))),
+    ],
+)
+def test_a_vm_is_offered_cpus_that_suit_it_as_well_as_its_home(prefer, home, want):
+    topology = machine(cores=8)
+    kinds = {cpu: CpuKind.PERFORMANCE if cpu < 4 else CpuKind.EFFICIENCY for cpu in range(8)}
+    cpus = {cpu: replace(one, kind=kinds[cpu]) for cpu, one in topology.cpus.items()}
+    node = node_of(replace(topology, cpus=cpus))
+    assert measuring._allowed(placed(home, prefer=prefer), node) == want
+
+
+def test_a_vm_that_prefers_a_large_cache_is_not_moved_to_a_small_one():
+    topology = machine(caches=2)
+    sizes = {0: 96 << 20, 1: 32 << 20}
+    node = node_of(replace(topology, l3s=tuple(replace(l3, size_bytes=sizes[l3.id]) for l3 in topology.l3s)))
+    assert measuring._allowed(placed(range(4), prefer=Prefer.CACHE), node) == set(range(4))
+    assert measuring._allowed(placed(range(4, 8), prefer=Prefer.CACHE), node) == set(range(8))
+
+
+# Those who are not ours are load where they may run.
+
+
+def test_a_vm_that_is_not_opted_in_is_load_where_its_threads_may_run_and_a_container_where_its_group_may():
+    qemu, node = Process(7, 8), node_of(machine())
+    rate = samples.Rate(0.5, 0.25, 0.75)
+    uses = {200: samples.Use(200, 8, 2.0, (rate, rate), samples.Rate(1.0, 0.5, 1.5))}
+    seen = Seen(1, (Other(200, qemu, frozenset({2, 3}), 1.0), Other(101, None, frozenset({1}), 0.5)))
+    sighting = Sighting(200, Machine(affinity=(0, 1)), qemu)
+    vm = measuring.vm(sighting, Ledger(), uses, node, seen)
+    assert (vm.vcpus, vm.use, vm.movable) == ((frozenset({2, 3}),) * 2, uses[200], False)
+    (container,) = measuring.containers(seen, 2.0)
+    assert (container.vmid, container.vcpus, container.movable) == (101, (frozenset({1}),), False)
+    assert container.use.total.demand == 0.5
+    assert measuring.containers(Seen(1, (Other(101, None, frozenset({1})),)), 2.0) == []
