@@ -83,7 +83,10 @@ class Observer:
         self.seen = Seen(now_ns, tuple(strangers), busy)
         used_ns = {party.vmid: party.used_ns for party in parties if party.used_ns is not None}
         self._before = Counters(now_ns, used_ns, idle_ns)
-        if now_ns - self._saved_ns >= SAVE_NS:
+        if not parties:  # with nobody there, nothing is left behind
+            self._saved_ns = -SAVE_NS
+            _remove(self._root)
+        elif now_ns - self._saved_ns >= SAVE_NS:
             self._saved_ns = now_ns
             _save(self._root, self.seen, self._before)
         return self.seen
@@ -189,5 +192,12 @@ def _save(root: Root, seen: Seen, counters: Counters) -> None:
         with open(f"{path}.new", "w") as stream:
             stream.write(json.dumps(document, default=dict, separators=(",", ":")))
         os.replace(f"{path}.new", path)
+    except OSError:
+        pass
+
+
+def _remove(root: Root) -> None:
+    try:
+        os.unlink(root.path(FILE))
     except OSError:
         pass

@@ -204,6 +204,12 @@ def test_what_is_written_is_read_again(live):
     assert (counters.used_ns, counters.idle_ns, again) == ({200: 7}, {0: 9}, seen)
 
 
+def test_where_nobody_runs_nothing_is_left_behind(live):
+    put(live.base, others.FILE, "{}")
+    Observer(live).look(Ledger(), [])
+    assert not os.path.exists(live.path(others.FILE))
+
+
 def test_time_that_a_hypervisor_steals_is_no_work_of_ours(tmp_path):
     put(tmp_path, "proc/stat", "cpu  9 9 9 9 9 9 9 9\ncpu0 10 0 5 70 3 1 1 27 4 0\ncpu7 1 2\nintr 5 6\n")
     assert cputime.idle_ns(Root(str(tmp_path))) == {0: 100 * cputime.TICK_NS}
