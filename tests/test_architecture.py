@@ -19,7 +19,7 @@ FLOORS = (
     "root",
     "host",
     "settings guest",
-    "placement balance",
+    "placement balance shape",
     "knobs",
     "ledger",
     "plugins",
@@ -82,7 +82,7 @@ def test_imports_point_downwards(module):
         assert FLOOR_OF[room(other)] < FLOOR_OF[room(module)], f"{module} imports {other}"
 
 
-PURE = ("placement", "balance", "plugins")
+PURE = ("placement", "balance", "shape", "plugins")
 SYSTEM = {"os", "socket", "subprocess", "time", "fcntl", "shutil", "pathlib", "psutil", "pyroute2"}
 
 
