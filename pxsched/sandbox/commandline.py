@@ -5,6 +5,7 @@ Rules: PVE::QemuServer::config_to_command, PVE::QemuServer::Memory::config (NUMA
 data.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 
@@ -75,6 +76,7 @@ def command(node: Node, vmid: int, settings: Mapping[str, str], boot: Boot, *, i
     ]
     if incoming:
         arguments += ["-incoming", "defer", "-S"]
+    arguments += shlex.split(settings.get("args", ""))
     return [*taskset, str(node.path("usr/bin/kvm")), *arguments]
 
 
@@ -90,8 +92,7 @@ def hotplugged(vm: config.Machine, number: int, accelerator: Accelerator) -> dic
 
 
 def hotplugs_cpus(settings: Mapping[str, str]) -> bool:
-    chosen = settings.get("hotplug", "network,disk,usb")
-    return chosen == "1" or "cpu" in chosen.split(",")
+    return "cpu" in settings.get("hotplug", "").split(",")
 
 
 def _socket(name: str, path: str) -> tuple[str, str]:

@@ -29,8 +29,19 @@ _AT_ONCE: Final = frozenset(
     | {"startup", "tags"}
 )
 _NEXT_START: Final = frozenset(
-    {"affinity", "agent", "cores", "cpu", "hotplug", "hugepages", "keephugepages", "machine", "memory"}
-    | {"numa", "ostype", "scsihw", "sockets"}
+    {
+        "affinity",
+        "agent",
+        "args",
+        "cores",
+        "cpu",
+        "hotplug",
+        "hugepages",
+        "keephugepages",
+        "machine",
+        "memory",
+    }
+    | {"meta", "numa", "ostype", "scsihw", "smbios1", "sockets", "vmgenid"}
 )
 _NUMBERED: Final = re.compile(r"(?:numa[0-7]|(?:virtio|scsi|net|hostpci)\d{1,2})", re.ASCII)
 _VOLUME: Final = re.compile(r"local:snippets/([A-Za-z0-9_.-]+)", re.ASCII)

@@ -103,7 +103,7 @@ def _set(call: Call) -> None:
         stored = (
             _applied(call, stored, values)
             if lifecycle.find(call.node, call.vmid)
-            else _stored(stored, values)
+            else _stored(stored, values).merged()
         )
         stored.write(call.node.config(call.vmid))
     say(f"update VM {call.vmid}: " + " ".join(f"-{key} {value}" for key, value in call.options.items()))

@@ -123,13 +123,14 @@ def _order(where: Sequence[Seat]) -> str:
 
 
 def _candidates(where: Sequence[Seat], real: Picture, sizes: Sequence[int], threads: int) -> Iterator[Smp]:
-    """Ways to build so many groups: fewest sockets that are packages, then one, then a socket a group."""
+    """Ways to build so many groups: a socket a package, then one for all, then one a group."""
     groups, cores = len(sizes), sizes[0]
     packages = parts(seat.package for seat in where)
     # As many groups in each package, and those next to each other.
     counts = [len({real.l3s[vcpu] for vcpu in run}) for run in runs(packages)]
     ascending = list(packages) == sorted(packages)
-    sockets = [len(counts)] if len(set(counts)) == 1 and ascending else []
+    even = len(set(counts)) == 1 and sum(counts) == groups
+    sockets = [len(counts)] if even and ascending else []
     for number in dict.fromkeys([*sockets, 1, groups]):
         yield Smp(len(where), number, groups // number, cores, threads)
 
