@@ -61,9 +61,11 @@ class Observer:
         """Measures, if there is enough to be measured since the last time, and writes it down."""
         now_ns = ledgers.now_ns()
         elapsed_ns = now_ns - self._before.at_ns
+        running = [sighting for sighting in sightings if sighting.process is not None]
+        if not running and not container.running(self._root):
+            return self._nobody(now_ns)
         if 0 <= elapsed_ns < LEAST_NS:
             return self.seen
-        running = [sighting for sighting in sightings if sighting.process is not None]
         strangers = [vm for sighting in running if (vm := self._vm(ledger, sighting))]
         strangers += [one for vmid in container.running(self._root) if (one := self._container(vmid))]
         parties = [self._party(ledger, sighting, strangers) for sighting in running]
@@ -83,12 +85,18 @@ class Observer:
         self.seen = Seen(now_ns, tuple(strangers), busy)
         used_ns = {party.vmid: party.used_ns for party in parties if party.used_ns is not None}
         self._before = Counters(now_ns, used_ns, idle_ns)
-        if not parties:  # with nobody there, nothing is left behind
-            self._saved_ns = -SAVE_NS
-            _remove(self._root)
-        elif now_ns - self._saved_ns >= SAVE_NS:
+        if now_ns - self._saved_ns >= SAVE_NS:
             self._saved_ns = now_ns
             _save(self._root, self.seen, self._before)
+        return self.seen
+
+    def _nobody(self, now_ns: int) -> Seen:
+        """Leaves nothing behind."""
+        self._before, self.seen, self._saved_ns = Counters(), Seen(now_ns), -SAVE_NS
+        try:
+            os.unlink(self._root.path(FILE))
+        except OSError:
+            pass
         return self.seen
 
     def _vm(self, ledger: Ledger, sighting: Sighting) -> Other | None:
@@ -192,12 +200,5 @@ def _save(root: Root, seen: Seen, counters: Counters) -> None:
         with open(f"{path}.new", "w") as stream:
             stream.write(json.dumps(document, default=dict, separators=(",", ":")))
         os.replace(f"{path}.new", path)
-    except OSError:
-        pass
-
-
-def _remove(root: Root) -> None:
-    try:
-        os.unlink(root.path(FILE))
     except OSError:
         pass
