@@ -69,6 +69,7 @@ def request(
         weight=machine.weight,
         cpus=frozenset.intersection(*limits) if limits else None,
         nodes=cpulist.parse(policy.nodes) if policy.nodes else None,
+        far_memory=policy.far_memory,
     )
 
 
@@ -274,7 +275,7 @@ def _signature(wish: Request, policy: Policy, offline: frozenset[int]) -> str:
         [
             wish.vm_class, wish.vcpus, wish.memory_mib, wish.affinity, wish.sockets, wish.cores, wish.smt,
             wish.prefer, nodes, sorted(wish.device_nodes), wish.hugepage_mib, policy.cpus, policy.nodes,
-            sorted(offline),
+            wish.far_memory, sorted(offline),
         ],
         separators=(",", ":"),
     )  # fmt: skip

@@ -6,12 +6,12 @@ siblings, as far as `share` leaves a choice; room for the next VM; stability.
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import combinations
 
 from pxsched.placement import memory
 from pxsched.placement.kinds import Variant, variants
-from pxsched.placement.layout import Part, Price, assignments, deal, parts_of, unevenness, whole_sockets
+from pxsched.placement.layout import Assigning, Price, deal, parts_of, unevenness, whole_sockets
 from pxsched.placement.machine import Machine, bits, machine_of, mask_of, remoteness
+from pxsched.placement.nodesets import Allowance, Need, Site, by_size, nearness
 from pxsched.placement.occupancy import Occupancy
 from pxsched.placement.request import Host, Request, VmClass
 from pxsched.placement.score import Candidate, Score
@@ -22,7 +22,15 @@ from pxsched.settings.policy import Smt
 class Search:
     """One request on one machine state; everything is computed at most once."""
 
-    def __init__(self, host: Host, request: Request, occupied: Occupancy, allowed: int, pool: int) -> None:
+    def __init__(
+        self,
+        host: Host,
+        request: Request,
+        occupied: Occupancy,
+        allowed: int,
+        pool: int,
+        allowance: Allowance | None = None,
+    ) -> None:
         self.host = host
         self.allowed = allowed
         self.machine: Machine = machine_of(host.topology)
@@ -31,8 +39,9 @@ class Search:
         busy = occupied.taken | (mask_of(host.housekeeping) if request.cpus is None else 0)
         self.usable = usable_for(self.machine, pool, busy, request.smt)
         self.touched = self.machine.spread(occupied.taken) if request.smt is Smt.SHARE else 0
-        self.free = memory.free_memory(self.machine, host, request)
-        self.parts = parts_of(request)
+        self.room = memory.room_of(self.machine, host, request)
+        self.parts = parts_of(self.machine, request)
+        self.allowance = allowance or Allowance()
         self.threads = 1 if request.smt is Smt.ISOLATE else self.machine.threads
         self._stocks: dict[tuple[int, int], list[Stock]] = {}
         self._fills: dict[tuple[int, int, int], Fill | None] = {}
@@ -40,6 +49,15 @@ class Search:
 
     def candidates(self) -> list[Candidate]:
         """All candidates of the fewest nodes; empty when the VM does not fit at all."""
+        for room in memory.rooms(self.machine, self.host, self.request):
+            self.room = room
+            if self.room.of(self.machine.nodes) >= self._least_memory:
+                found = self._found()
+                if found:
+                    return found
+        return []
+
+    def _found(self) -> list[Candidate]:
         found: list[Candidate] = []
         # With `share`: first as if it were not allowed, for the L3 groups that then serve are others.
         for usable in dict.fromkeys((self.usable & ~self.touched, self.usable)):
@@ -52,81 +70,85 @@ class Search:
 
     def _in_variant(self, variant: Variant) -> list[Candidate]:
         capacity = {node: (variant.mask & cpus).bit_count() for node, cpus in self.machine.cpus.items()}
-        for parts in (self.parts, ()) if self._may_divide else (self.parts,):
-            for count in range(1, len(capacity) + 1):
-                found = [
-                    candidate
-                    for nodes in self._node_sets(count, capacity, parts)
-                    for candidate in self._on(nodes, variant, capacity, parts)
-                ]
-                if found:
-                    return found
+        if self.parts:
+            found = self._assigned(variant, capacity)
+            if found or any(part.hosts is not None for part in self.parts):
+                return found
+        for sets in by_size(self._sites(variant, capacity), self._need, self.machine.pair, self.allowance):
+            if len(sets[0]) > 1:
+                sets = self._best(sets, capacity)
+            found = [candidate for nodes in sets for candidate in self._on(nodes, variant, capacity)]
+            if found:
+                return found
         return []
 
     @property
-    def _may_divide(self) -> bool:
-        return bool(self.parts) and all(part.hosts is None for part in self.parts)
+    def _need(self) -> Need:
+        least = self._least_memory
+        room = self.room
+        return Need(self.request.vcpus, least - room.besides, lambda nodes: room.of(nodes) >= least)
 
-    def _node_sets(
-        self, count: int, capacity: Mapping[int, int], parts: Sequence[Part]
-    ) -> list[tuple[int, ...]]:
-        """The sets of `count` nodes that can hold the VM: the nearest ones, of these the most even ones,
-        of these the nearest to the devices.
-        """
-        eligible = [node for node in self.machine.nodes if capacity[node] or self._lends_memory(node)]
-        if count > len(eligible) or not self._may_fit(count, eligible, capacity):
-            return []
-        fitting = [
-            nodes
-            for nodes in combinations(eligible, count)
-            if sum(capacity[node] for node in nodes) >= self.request.vcpus
-            and (parts or sum(self.free[node] for node in nodes) >= self.request.memory_mib)
+    def _sites(self, variant: Variant, capacity: Mapping[int, int]) -> list[Site]:
+        """The nodes with CPUs or memory to give. One without memory costs more than any distance."""
+        machine = self.machine
+        dear = 1 + sum(machine.pair.values()) if machine.bare else 0
+        return [
+            Site(
+                node,
+                capacity[node],
+                self.room.most(node),
+                dear * (node in machine.bare),
+                (self._devices((node,)), (self.touched & machine.cpus[node]).bit_count(), self._used[node]),
+            )
+            for node in machine.nodes
+            if capacity[node] or self._lends_memory(node)
         ]
-        if count == 1 or parts:
-            return fitting
-        for measure in (self._distance, lambda nodes: self._unevenness(nodes, capacity), self._devices):
-            values = [measure(nodes) for nodes in fitting]
-            best = min(values, default=0)
-            fitting = [nodes for nodes, value in zip(fitting, values, strict=True) if value == best]
-        return fitting
+
+    def _best(self, sets: list[tuple[int, ...]], capacity: Mapping[int, int]) -> list[tuple[int, ...]]:
+        """Of sets as near as each other the most even ones, and of these the nearest to the devices."""
+        for measure in (lambda nodes: self._unevenness(nodes, capacity), self._devices):
+            values = [measure(nodes) for nodes in sets]
+            best = min(values)
+            sets = [nodes for nodes, value in zip(sets, values, strict=True) if value == best]
+        return sets
 
     def _lends_memory(self, node: int) -> bool:
         allowed = self.request.nodes
-        return self.free[node] > 0 and (allowed is None or node in allowed)
-
-    def _may_fit(self, count: int, eligible: Sequence[int], capacity: Mapping[int, int]) -> bool:
-        most_cpus = sorted((capacity[node] for node in eligible), reverse=True)[:count]
-        most_memory = sorted((self.free[node] for node in eligible), reverse=True)[:count]
-        return sum(most_cpus) >= self.request.vcpus and sum(most_memory) >= self._least_memory
+        return self.room.free[node] > 0 and (allowed is None or node in allowed)
 
     @property
     def _least_memory(self) -> int:
         return 0 if self.parts else self.request.memory_mib
 
+    def _assigned(self, variant: Variant, capacity: Mapping[int, int]) -> list[Candidate]:
+        """Every guest node whole on a node."""
+        room = {node: count for node, count in capacity.items() if count or self._lends_memory(node)}
+        machine = self.machine
+        ways = Assigning(self.parts, room, self.room.free, machine.memory_node, machine.pair, self.allowance)
+        for found in ways.by_size():
+            candidates: list[Candidate] = []
+            for nodes, node_of in found:
+                members: dict[int, list[int]] = {node: [] for node in nodes}
+                for part, node in zip(self.parts, node_of, strict=True):
+                    members[node] += part.vcpus
+                homes = [tuple(members[node]) for node in nodes]
+                candidates += self._candidate(nodes, homes, variant, capacity, divided=False)
+            if candidates:
+                return candidates
+        return []
+
     def _on(
-        self,
-        nodes: tuple[int, ...],
-        variant: Variant,
-        capacity: Mapping[int, int],
-        parts: Sequence[Part],
+        self, nodes: tuple[int, ...], variant: Variant, capacity: Mapping[int, int]
     ) -> Iterator[Candidate]:
-        if not parts:
-            split = self._dealt(nodes, variant, capacity)
-            vcpus = list(range(self.request.vcpus))
-            homes: list[tuple[int, ...]] = []
-            for share in split or ():
-                homes.append(tuple(vcpus[:share]))
-                vcpus = vcpus[share:]
-            if split is not None:
-                yield from self._candidate(nodes, homes, variant, capacity, divided=bool(self.parts))
+        split = self._dealt(nodes, variant, capacity)
+        if split is None:
             return
-        for way in assignments(parts, nodes, capacity, self.free):
-            members: dict[int, list[int]] = {node: [] for node in nodes}
-            for index, node in sorted(way.items()):
-                members[node] += parts[index].vcpus
-            homes = [tuple(members[node]) for node in nodes]
-            yield from self._candidate(nodes, homes, variant, capacity, divided=False)
-            return
+        vcpus = list(range(self.request.vcpus))
+        homes: list[tuple[int, ...]] = []
+        for share in split:
+            homes.append(tuple(vcpus[:share]))
+            vcpus = vcpus[share:]
+        yield from self._candidate(nodes, homes, variant, capacity, divided=bool(self.parts))
 
     def _dealt(
         self, nodes: tuple[int, ...], variant: Variant, capacity: Mapping[int, int]
@@ -142,7 +164,7 @@ class Search:
             if chosen is None:
                 return None
             torn = int(count % self.threads > 0)
-            return Price((len(chosen.groups), chosen.joined), torn, (chosen.broken, chosen.leftover))
+            return Price(len(chosen.groups), chosen.joined, torn, chosen.broken, chosen.leftover)
 
         counts = whole_sockets(room, self.request, pricing) or deal(
             room, self.request.vcpus, self.threads, pricing
@@ -158,19 +180,14 @@ class Search:
             stock_key = (node, variant.mask)
             if stock_key not in self._stocks:
                 self._stocks[stock_key] = stocks_of(
-                    self.machine.cells[node], variant.mask, self.occupied.taken, self.touched, self._crowd
+                    self.machine.cells[node],
+                    variant.mask,
+                    self.occupied.taken,
+                    self.touched,
+                    self.occupied.demand,
                 )
             self._fills[key] = fill(self._stocks[stock_key], count, self.touched)
         return self._fills[key]
-
-    def _crowd(self, mask: int) -> float:
-        """Demand of shared VMs on these CPUs."""
-        demand = 0.0
-        for other in self.occupied.floats:
-            inside = (other.mask & mask).bit_count()
-            if inside:
-                demand += other.demand * inside / other.mask.bit_count()
-        return demand
 
     def _candidate(
         self,
@@ -190,7 +207,8 @@ class Search:
             mask |= chosen.mask
         score = Score(
             nodes=len(nodes),
-            distance=self._distance(nodes),
+            bare=len(self.machine.bare.intersection(nodes)),
+            distance=nearness(nodes, self.machine.pair),
             unevenness=0 if self.parts else self._unevenness(nodes, capacity),
             devices=self._devices(nodes),
             groups=len(frozenset().union(*(chosen.groups for chosen in sound))),
@@ -243,12 +261,9 @@ class Search:
                 found[vcpu] = cpu
         return tuple(found)
 
-    def _distance(self, nodes: Sequence[int]) -> int:
-        distance = self.machine.topology.distance
-        return sum(distance(one, other) + distance(other, one) for one, other in combinations(nodes, 2))
-
     def _unevenness(self, nodes: Sequence[int], capacity: Mapping[int, int]) -> int:
-        return unevenness([capacity[node] for node in nodes], self.request.vcpus)
+        """Nodes that give memory only are not counted."""
+        return unevenness([capacity[node] for node in nodes if capacity[node]], self.request.vcpus)
 
     def _devices(self, nodes: Sequence[int]) -> int:
         return remoteness(self.machine, nodes, self.request.device_nodes)
@@ -273,18 +288,18 @@ class Search:
             return None
         counts = [(machine.cpus[node] & mask).bit_count() for node in nodes]
         best_counts = [(machine.cpus[node] & best.mask).bit_count() for node in best.nodes]
-        free = sum(self.free[node] for node in nodes)
         cores = len({machine.core_of[cpu] for cpu in cpus})
         best_cores = len({machine.core_of[cpu] for cpu in bits(best.mask)})
         as_good = (
             len(nodes) == len(best.nodes)
             and sorted(counts) == sorted(best_counts)
-            and self._distance(nodes) <= best.score.distance
+            and nearness(nodes, machine.pair) <= best.score.distance
+            and len(machine.bare.intersection(nodes)) <= best.score.bare
             and self._devices(nodes) <= best.score.devices
             and len(machine.groups_of(mask)) <= best.score.groups
             and cores <= best_cores
             and (mask & self.touched).bit_count() <= best.score.joined
-            and free >= self._least_memory
+            and self.room.of(nodes) >= self._least_memory
             and self._guest_nodes_kept(cpus, best)
             and any(
                 mask & ~variant.mask == 0

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from pxsched.placement import explanation, memory
+from pxsched.placement import bindings, explanation
 from pxsched.placement.candidates import Search
-from pxsched.placement.fixed import emulator
+from pxsched.placement.housekeeping import emulator
 from pxsched.placement.machine import Machine, machine_of, mask_of
-from pxsched.placement.occupancy import occupancy, offered
+from pxsched.placement.nodesets import Allowance
+from pxsched.placement.occupancy import Occupancy, occupancy, offered
 from pxsched.placement.request import Holding, Host, Placement, Refused, Request, VmClass
 from pxsched.placement.score import Candidate
 from pxsched.settings.policy import Smt
@@ -15,19 +16,35 @@ from pxsched.settings.policy import Smt
 def place_dedicated(host: Host, holdings: Sequence[Holding], request: Request) -> Placement:
     """Exclusive CPUs, one for each vCPU. Raises Refused naming the rule and the numbers."""
     machine = machine_of(host.topology)
-    occupied = occupancy(machine, holdings, request)
+    bindings.refuse_missing(machine, request)
+    occupied = occupancy(machine, holdings, request, host)
     allowed = offered(machine, host, request)
-    pool = allowed & ~occupied.blocked
-    pools = dict.fromkeys((pool & ~occupied.constrained, pool))
-    for pool in pools:
-        search = Search(host, request, occupied, allowed, pool)
+    free = allowed & ~occupied.blocked
+    allowance = Allowance()
+    for pool in _pools(machine, occupied, free, request):
+        search = Search(host, request, occupied, allowed, pool, allowance)
         found = search.candidates()
         if found:
-            return _answer(host, search, found, request)
+            return _answer(host, holdings, search, found, request)
     raise explanation.refusal(search, allowed)
 
 
-def _answer(host: Host, search: Search, found: list[Candidate], request: Request) -> Placement:
+def _pools(machine: Machine, occupied: Occupancy, free: int, request: Request) -> list[int]:
+    """The CPUs to choose from. First without those that others cannot leave: where the admin lets VMs float,
+    and where somebody is confined whom nobody moves, at best without the siblings of these CPUs. Who may run
+    wherever this VM may is confined only in the beginning.
+    """
+    fence = machine.online if request.fence is None else mask_of(request.fence)
+    confined = occupied.confined(machine.online)
+    kept = occupied.confined(machine.online & ~machine.isolated & fence)
+    fixed = (machine.spread(confined), confined, machine.spread(kept), kept)
+    pools = [free & ~held & ~occupied.constrained for held in fixed]
+    return list(dict.fromkeys((*pools, free & ~confined, free & ~kept, free)))
+
+
+def _answer(
+    host: Host, holdings: Sequence[Holding], search: Search, found: list[Candidate], request: Request
+) -> Placement:
     best = min(found, key=lambda candidate: candidate.score)
     before = search.previous(best)
     chosen, order = before or (best, search.vcpus(best))
@@ -35,20 +52,18 @@ def _answer(host: Host, search: Search, found: list[Candidate], request: Request
     vcpus = tuple(frozenset((cpu,)) for cpu in order)
     own = frozenset(order)
     bound = frozenset().union(*(guest.host_nodes for guest in request.guest_nodes))
-    nodes = memory.memory_nodes(search.machine, host, request, chosen.nodes) | (
-        bound & host.topology.node_by_id.keys()
-    )
+    nodes = search.room.nodes(chosen.nodes, request.memory_mib) | (bound & host.topology.node_by_id.keys())
 
     def other_group() -> Candidate | None:
         rest = search.usable & ~_groups_mask(search.machine, chosen.mask)
-        second = Search(host, request, search.occupied, search.allowed, rest)
+        second = Search(host, request, search.occupied, search.allowed, rest, search.allowance)
         return min(second.candidates(), key=lambda candidate: candidate.score, default=None)
 
     why = explanation.dedicated(
         search, found, chosen, order, again=before is not None, other_group=other_group
     )
-    near = emulator(host, frozenset(chosen.nodes), own)
-    return Placement(request.vmid, VmClass.DEDICATED, vcpus, near, nodes, why)
+    near, lines = emulator(host, holdings, request, frozenset(chosen.nodes), own)
+    return Placement(request.vmid, VmClass.DEDICATED, vcpus, near, nodes, (*why, *lines))
 
 
 def _groups_mask(machine: Machine, mask: int) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pxsched.host import cpulist
 from pxsched.host.topology import CpuKind
 from pxsched.placement import memory, obstacles
-from pxsched.placement.machine import NO_NODE, Machine
+from pxsched.placement.machine import NO_NODE, Machine, mask_of
 from pxsched.placement.request import Host, Refused, Request
 from pxsched.settings.policy import Prefer, Smt
 
@@ -50,7 +50,8 @@ def dedicated(
         where = _place(machine, rival.nodes, rival.mask)
         lines.append(f"next best was {where}: {_why_not(chosen.score, rival.score)}")
     elif not again and len(machine.nodes) > len(chosen.nodes):
-        lines.append(f"no other {'node' if len(chosen.nodes) == 1 else 'set of nodes'} can hold it now")
+        one = len(chosen.nodes) == 1
+        lines.append("no other node can hold it now" if one else "no other set of as few nodes is as good")
     lines += _better(search, chosen)
     return tuple(lines)
 
@@ -85,9 +86,32 @@ def _dedicated_warnings(search: Search, chosen: Candidate) -> list[str]:
         if other.mask & chosen.mask & search.occupied.constrained
         for vmid in other.vmids
     ]
+    everywhere = _everywhere(search)
+    confined = search.occupied.confined_to(chosen.mask, everywhere)
+    if confined:
+        are = "is" if len(confined) == 1 else "are"
+        lines.append(
+            f"warning: {obstacles.names(confined)} {are} confined to some of these CPUs and will run there,"
+            f" too: too few others are free"
+        )
+    else:
+        others = search.occupied.confined_to(search.allowed, everywhere)
+        if others:
+            are = "is" if len(others) == 1 else "are"
+            held = search.occupied.confined(everywhere) & search.allowed
+            lines.append(
+                f"keeps off CPUs {obstacles.cpus(held)}: {obstacles.names(others)} {are} confined there"
+            )
     if floating:
         lines.append(f"warning: affinity lets {obstacles.vms(sorted(floating))} run on some of these CPUs")
     return lines
+
+
+def _everywhere(search: Search) -> int:
+    """The CPUs that somebody must be able to run on not to be confined."""
+    machine, fence = search.machine, search.request.fence
+    mask = machine.online & ~machine.isolated
+    return mask if fence is None else mask & mask_of(fence)
 
 
 def _devices(request: Request, nodes: Sequence[int]) -> list[str]:
@@ -112,6 +136,8 @@ def _why_not(best: Score, rival: Score) -> str:
     """The first rule by which the rival is worse."""
     if rival.nodes != best.nodes:
         return f"it spans {_count(rival.nodes, 'node')} instead of {best.nodes}"
+    if rival.bare != best.bare:
+        return f"{_count(rival.bare, 'node')} of it without memory"
     if rival.distance != best.distance:
         return f"its nodes are further apart (distances {rival.distance} instead of {best.distance} in all)"
     if rival.unevenness != best.unevenness:
@@ -148,9 +174,9 @@ def _better(search: Search, chosen: Candidate) -> list[str]:
         short = [
             node
             for node, place in zip(machine.nodes, places, strict=True)
-            if place[2].bit_count() >= count and search.free[node] < request.memory_mib
+            if place[2].bit_count() >= count and search.room.of((node,)) < request.memory_mib
         ]
-        numbers = memory.describe(search.free, short)
+        numbers = memory.describe(search.room, short)
         return [f"one node has the CPUs but not {request.memory_mib} MiB: {numbers}"] if numbers else []
     if chosen.score.groups > 1:
         cells = [
@@ -179,10 +205,15 @@ def shared(
     if all(machine.kinds.get(kind, 0) & chosen.mask for kind in CpuKind):
         lines.append("warning: its home mixes performance and efficiency cores: no kind alone holds it")
     lines += _devices(request, chosen.nodes)
+    lines += _bound(request)
     neighbours = sorted(vmid for other in occupied.floats if other.mask & chosen.mask for vmid in other.vmids)
+    foreign = [name for one in occupied.outsiders if one.mask & chosen.mask for name in one.names]
+    others = ([obstacles.vms(neighbours)] if neighbours else []) + (
+        [obstacles.names(foreign)] if foreign else []
+    )
     lines.append(
-        f"shares it with {obstacles.vms(neighbours)}, demand {chosen.score.contention:.2f} per CPU in all"
-        if neighbours
+        f"shares it with {' and '.join(others)}, demand {chosen.score.contention:.2f} per CPU in all"
+        if others
         else "no other VM is at home there"
     )
     rivals = [home for home in homes if home.mask != chosen.mask]
@@ -191,6 +222,12 @@ def shared(
         where = _place(machine, rival.nodes, rival.mask)
         lines.append(f"next best was {where}: {_why_no_home(chosen.score, rival.score)}")
     return tuple(lines)
+
+
+def _bound(request: Request) -> list[str]:
+    """Which nodes its guest nodes leave to choose from."""
+    hosts = frozenset[int]().union(*(guest.host_nodes for guest in request.guest_nodes))
+    return [f"its guest NUMA nodes bind its memory to {_nodes(sorted(hosts))}"] if hosts else []
 
 
 def _why_no_home(best: HomeScore, rival: HomeScore) -> str:
@@ -206,11 +243,21 @@ def _why_no_home(best: HomeScore, rival: HomeScore) -> str:
         return "it is further from the VM's memory"
     if rival.groups != best.groups:
         return f"it spans {_count(rival.groups, 'L3 group')} instead of {best.groups}"
+    if rival.crowd != best.crowd:
+        return f"more demand there ({rival.contention:.2f} per CPU)"
+    if rival.bare != best.bare:
+        return "it has no memory of its own"
     if rival.kinds != best.kinds:
         return "it mixes kinds of CPU" if rival.kinds[0] else "its CPUs are of a kind less preferred"
     if rival.contention > best.contention:
         return f"more demand there ({rival.contention:.2f} per CPU)"
-    return "it is no better" if rival.contention < best.contention else "it is as good, and comes later"
+    if rival.contention < best.contention:
+        return "it is no better"
+    if rival.node_load != best.node_load:
+        return "more is wanted of its node"
+    if rival.missing_mib != best.missing_mib:
+        return "its node has less free memory"
+    return "it is as good, and comes later"
 
 
 def refusal(search: Search, allowed: int) -> Refused:
@@ -219,6 +266,11 @@ def refusal(search: Search, allowed: int) -> Refused:
     usable, count = search.usable, request.vcpus
     if usable.bit_count() >= count:
         return memory_refusal(machine, search.host, request)
+    if request.smt is Smt.REQUIRE and machine.threads == 1:
+        return Refused(
+            'smt = "require", but no core has siblings online: SMT is off, or these CPUs have none',
+            hint='smt = "prefer" takes cores without siblings, too',
+        )
     wanted = {
         Smt.PREFER: "exclusive CPUs on cores that no other VM has part of",
         Smt.REQUIRE: "exclusive CPUs on whole cores with siblings",
@@ -247,11 +299,34 @@ def _limit(request: Request) -> str:
         for name, value in (("cpus", request.cpus), ("nodes", request.nodes), ("affinity", request.affinity))
         if value
     ]
-    return f" (policy: {', '.join(limits)})" if limits else ", housekeeping and isolated CPUs left out"
+    policy = f" (policy: {', '.join(limits)})" if limits else ", housekeeping and isolated CPUs left out"
+    return policy + _fence(request)
+
+
+def _fence(request: Request) -> str:
+    """Who keeps CPUs from the VM's cgroup."""
+    if request.fence is None:
+        return ""
+    return f"; {request.fence_name or 'its cgroup'} lets it have {cpulist.format(request.fence) or 'none'}"
+
+
+def no_cpu_left(machine: Machine, request: Request, allowed: int, beside: int) -> Refused:
+    """Why a shared VM finds no CPU. beside: the CPUs near the memory that guest nodes are bound to."""
+    if allowed and not allowed & beside:
+        hosts = frozenset[int]().union(*(guest.host_nodes for guest in request.guest_nodes))
+        return Refused(
+            f"guest NUMA nodes bind its memory to {_nodes(sorted(hosts))}, where it may use no CPU:"
+            f" CPUs {obstacles.cpus(allowed)} are left to it{_limit(request)}"
+        )
+    return Refused(
+        f"no CPU is left for a shared VM: {(allowed & beside).bit_count()} may be used"
+        f"{_fence(request)}{', all of them dedicated to other VMs' if allowed else ''}",
+        hint="stop a dedicated VM, or give the VM other CPUs" if allowed else None,
+    )
 
 
 def memory_refusal(machine: Machine, host: Host, request: Request) -> Refused:
-    free = memory.free_memory(machine, host, request)
+    room = memory.room_of(machine, host, request)
     pages = "" if request.hugepage_mib is None else f" in huge pages of {request.hugepage_mib} MiB"
     if request.guest_nodes:
         wishes = ", ".join(
@@ -259,12 +334,15 @@ def memory_refusal(machine: Machine, host: Host, request: Request) -> Refused:
             + (f" on node {cpulist.format(guest.host_nodes)}" if guest.host_nodes else "")
             for number, guest in enumerate(request.guest_nodes)
         )
-        return Refused(f"guest nodes fit on no host nodes: {wishes}{pages}; {_state(machine, free)}")
-    return Refused(f"needs {request.memory_mib} MiB{pages}; {_state(machine, free)}")
+        return Refused(f"guest nodes fit on no host nodes: {wishes}{pages}; {_state(machine, room)}")
+    return Refused(f"needs {request.memory_mib} MiB{pages}; {_state(machine, room)}")
 
 
-def _state(machine: Machine, free: dict[int, float]) -> str:
-    return memory.describe(free, machine.nodes) or "memory is not the limit, CPUs on these nodes are"
+def _state(machine: Machine, room: memory.Room) -> str:
+    return (
+        memory.describe(room, (*machine.nodes, *machine.far))
+        or "memory is not the limit, CPUs on these nodes are"
+    )
 
 
 def _place(machine: Machine, nodes: Sequence[int], mask: int) -> str:

@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 
 from pxsched.host import cpulist
-from pxsched.placement.occupancy import EXCLUSIVE
+from pxsched.placement import bindings, isolated
+from pxsched.placement.housekeeping import emulator
+from pxsched.placement.machine import machine_of
+from pxsched.placement.memory import memory_nodes
+from pxsched.placement.occupancy import EXCLUSIVE, occupancy
 from pxsched.placement.request import Holding, Host, Placement, Refused, Request, VmClass
 
 
@@ -27,77 +31,85 @@ def place_pinned(host: Host, holdings: Sequence[Holding], request: Request) -> P
     double = {cpu for cpu in pins if pins.count(cpu) > 1}
     if double:
         why.append(f"warning: affinity lists {_cpus(double)} more than once; vCPUs will share them")
-    why += _overlaps(holdings, request, frozenset(pins))
+    if request.fence is not None and not request.fence.issuperset(pins):
+        outside = frozenset(pins) - request.fence
+        why.append(f"warning: affinity pins to {_cpus(outside)}, outside of {_fence(request)}")
+    own = frozenset(pins)
+    why += _overlaps(host, holdings, request, own)
     vcpus = tuple(frozenset((cpu,)) for cpu in pins)
-    why += _check_guest_nodes(host, request, vcpus)
-    nodes = _nodes(host, request, frozenset(pins))
-    return Placement(
-        request.vmid, VmClass.PINNED, vcpus, emulator(host, nodes, frozenset(pins)), nodes, tuple(why)
-    )
+    machine = machine_of(host.topology)
+    why += bindings.warnings(machine, request, vcpus, "affinity pins its vCPUs to")
+    near, line = emulator(host, holdings, request, host.topology.nodes_of(own), own)
+    return Placement(request.vmid, VmClass.PINNED, vcpus, near, _nodes(host, request, own), (*why, *line))
 
 
 def place_constrained(host: Host, holdings: Sequence[Holding], request: Request) -> Placement:
-    """Every vCPU on the whole list. Raises Refused when none of its CPUs is online."""
+    """Every vCPU on the whole list, or on what of it is beside its memory. Raises Refused when none of its
+    CPUs can be had.
+    """
     listed = frozenset(request.affinity)
-    cpus = listed & host.topology.online
-    if not cpus:
+    online = listed & host.topology.online
+    if not online:
         raise Refused(
             f"affinity lists only CPUs that are offline or absent: {cpulist.format(listed)}",
             hint=f"online are {cpulist.format(host.topology.online)}",
         )
+    cpus = online if request.fence is None else online & request.fence
+    if not cpus:
+        raise Refused(f"affinity lists only CPUs outside of {_fence(request)}: {cpulist.format(online)}")
     why = [f"affinity lets {request.vcpus} vCPUs float on {cpulist.format(cpus)}"]
-    if listed != cpus:
-        why.append(f"warning: affinity lists {_cpus(listed - cpus)}, offline or absent; left out")
+    if listed != online:
+        why.append(f"warning: affinity lists {_cpus(listed - online)}, offline or absent; left out")
+    if online != cpus:
+        why.append(f"warning: affinity lists {_cpus(online - cpus)}, outside of {_fence(request)}; left out")
     if len(cpus) < request.vcpus:
         why.append(f"warning: {request.vcpus} vCPUs share {len(cpus)} CPUs")
-    why += _overlaps(holdings, request, cpus)
-    vcpus = (cpus,) * request.vcpus
-    nodes = _nodes(host, request, cpus)
-    return Placement(request.vmid, VmClass.CONSTRAINED, vcpus, cpus, nodes, tuple(why))
-
-
-def emulator(host: Host, nodes: frozenset[int], own: frozenset[int]) -> frozenset[int]:
-    """Housekeeping CPUs of the VM's nodes, besides its own if possible; its own where there are none."""
-    near = frozenset(
-        cpu
-        for cpu in host.housekeeping
-        if cpu in host.topology.cpus and host.topology.cpus[cpu].node in nodes
+    why += _overlaps(host, holdings, request, cpus)
+    machine = machine_of(host.topology)
+    why += bindings.warnings(
+        machine,
+        request,
+        bindings.anchored(machine, request, (cpus,) * request.vcpus),
+        "affinity keeps its vCPUs on",
     )
-    near &= host.topology.online
-    return near - own or near or own
+    vcpus = tuple(bindings.anchored(machine, request, (cpus,) * request.vcpus))
+    vcpus, lines = isolated.apart(machine, occupancy(machine, holdings, request, host), request, vcpus)
+    rest = isolated.floating(machine, cpus)
+    if not rest:
+        rest, line = emulator(host, holdings, request, host.topology.nodes_of(cpus), cpus)
+        lines += line
+    nodes = _nodes(host, request, cpus)
+    return Placement(request.vmid, VmClass.CONSTRAINED, vcpus, rest, nodes, (*why, *lines))
 
 
 def _nodes(host: Host, request: Request, cpus: frozenset[int]) -> frozenset[int]:
-    wished = frozenset().union(*(guest.host_nodes for guest in request.guest_nodes))
-    return host.topology.nodes_of(cpus) | (wished & host.topology.node_by_id.keys())
+    machine = machine_of(host.topology)
+    wished = frozenset[int]().union(*(guest.host_nodes for guest in request.guest_nodes))
+    on = machine.nodes_of(sum(1 << cpu for cpu in cpus))
+    return memory_nodes(machine, host, request, on) | (wished & host.topology.node_by_id.keys())
 
 
-def _overlaps(holdings: Sequence[Holding], request: Request, cpus: frozenset[int]) -> list[str]:
+def _overlaps(host: Host, holdings: Sequence[Holding], request: Request, cpus: frozenset[int]) -> list[str]:
     others = [
-        (holding, holding.cpus & cpus)
+        (f"VM {holding.vmid} ({holding.vm_class.value})", holding.cpus & cpus)
         for holding in holdings
         if holding.vmid != request.vmid and holding.vm_class in EXCLUSIVE
     ]
+    others += [
+        (f"{other.name}, which is confined there", other.cpus & cpus)
+        for other in host.foreign
+        if not other.cpus >= host.topology.online
+    ]
     return [
-        f"warning: {_cpus(shared)} {'is' if len(shared) == 1 else 'are'} also held by VM {holding.vmid}"
-        f" ({holding.vm_class.value}); affinity is obeyed, both will run there"
-        for holding, shared in others
+        f"warning: {_cpus(shared)} {'is' if len(shared) == 1 else 'are'} also held by {name};"
+        f" affinity is obeyed, both will run there"
+        for name, shared in others
         if shared
     ]
 
 
-def _check_guest_nodes(host: Host, request: Request, vcpus: tuple[frozenset[int], ...]) -> list[str]:
-    """Guest nodes bound to host nodes that the pins of their vCPUs are not on."""
-    found = []
-    for number, guest in enumerate(request.guest_nodes):
-        pinned = frozenset[int]().union(*(vcpus[vcpu] for vcpu in guest.cpus if vcpu < len(vcpus)))
-        on = host.topology.nodes_of(pinned)
-        if guest.host_nodes and not on <= guest.host_nodes:
-            found.append(
-                f"warning: numa{number} binds memory to node {cpulist.format(guest.host_nodes)}, but"
-                f" affinity pins its vCPUs to node {cpulist.format(on)}"
-            )
-    return found
+def _fence(request: Request) -> str:
+    return f"what {request.fence_name or 'its cgroup'} lets it have"
 
 
 def _cpus(cpus: frozenset[int] | set[int]) -> str:

@@ -1,24 +1,29 @@
 """How a VM's vCPUs are divided over NUMA nodes: as its guest nodes say, else evenly."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import add
+from typing import NamedTuple
 
+from pxsched.placement.machine import NO_NODE, Machine
+from pxsched.placement.nodesets import MOST_TIED, Allowance, Pair
 from pxsched.placement.request import Request
 from pxsched.value import Value
 
 
 class Part(Value):
-    """vCPUs that belong on one node, with their memory. hosts: the nodes allowed, None for any.
+    """vCPUs that belong on one node, with their memory. hosts: the nodes with CPUs allowed, None for any.
 
-    bound: the memory must come from that node.
+    bound: the memory must come from that node, or from `memory_from`, which has no CPUs.
     """
 
     vcpus: tuple[int, ...]
     memory_mib: int
     hosts: frozenset[int] | None
     bound: bool
+    memory_from: int | None = None
 
 
-def parts_of(request: Request) -> tuple[Part, ...]:
+def parts_of(machine: Machine, request: Request) -> tuple[Part, ...]:
     """The guest nodes; empty when the VM has none. vCPUs that no guest node lists belong to the first."""
     if not request.guest_nodes:
         return ()
@@ -33,11 +38,24 @@ def parts_of(request: Request) -> tuple[Part, ...]:
         Part(
             vcpus=tuple(own),
             memory_mib=guest.memory_mib,
-            hosts=guest.host_nodes or None,
+            hosts=cpu_nodes(machine, guest.host_nodes) or None,
             bound=guest.policy not in ("preferred", "interleave"),
+            memory_from=min(guest.host_nodes)
+            if guest.host_nodes and guest.host_nodes.issubset(machine.far)
+            else None,
         )
         for own, guest in zip(members, request.guest_nodes, strict=True)
     )
+
+
+def cpu_nodes(machine: Machine, host_nodes: frozenset[int]) -> frozenset[int]:
+    """The nodes with CPUs that belong to these: themselves, or the nearest to nodes that have memory only."""
+    distance = machine.topology.distance
+    own = host_nodes.intersection(machine.cpus)
+    if own or not host_nodes.intersection(machine.far):
+        return host_nodes
+    near = {node: min(distance(node, far) for far in host_nodes) for node in machine.nodes if node != NO_NODE}
+    return frozenset(node for node in near if near[node] == min(near.values()))
 
 
 def level(capacities: Sequence[int], count: int) -> list[int] | None:
@@ -58,24 +76,19 @@ def sockets(request: Request) -> int:
     return request.vcpus // request.sockets if even else 0
 
 
-class Price(Value):
-    """What a division costs; smaller is better. groups: L3 groups, then cores joined with other VMs.
-    torn: shares that tear the siblings of a core apart. room: whole groups broken, then CPUs left over.
+class Price(NamedTuple):
+    """What a division costs; smaller is better. groups: L3 groups; joined: cores joined with other VMs.
+    torn: shares that tear the siblings of a core apart. broken: whole groups broken; leftover: CPUs left.
     """
 
-    groups: tuple[int, int] = (0, 0)
+    groups: int = 0
+    joined: int = 0
     torn: int = 0
-    room: tuple[int, int] = (0, 0)
+    broken: int = 0
+    leftover: int = 0
 
-    def __add__(self, other: "Price") -> "Price":
-        return Price(
-            (self.groups[0] + other.groups[0], self.groups[1] + other.groups[1]),
-            self.torn + other.torn,
-            (self.room[0] + other.room[0], self.room[1] + other.room[1]),
-        )
-
-    def __lt__(self, other: "Price") -> bool:
-        return (self.groups, self.torn, self.room) < (other.groups, other.torn, other.room)
+    def plus(self, other: "Price") -> "Price":
+        return Price(*map(add, self, other))
 
 
 # The price of so many vCPUs on the node at a position; None when they do not fit.
@@ -125,7 +138,7 @@ def _window(capacities: Sequence[int], count: int, low: int, high: int, pricing:
                 total = given + share
                 if total > count or total + left[position] < count:
                     continue
-                way = (paid + price, (*shares, share))
+                way = (paid.plus(price), (*shares, share))
                 # Of equals the one where earlier nodes have more.
                 if total not in after or (way[0], after[total][1]) < (after[total][0], way[1]):
                     after[total] = way
@@ -139,41 +152,105 @@ def unevenness(capacities: Sequence[int], count: int) -> int:
     return 0 if shares is None else max(0, max(shares) - min(shares) - 1)
 
 
-def assignments(
-    parts: Sequence[Part], nodes: Sequence[int], capacity: Mapping[int, int], memory: Mapping[int, float]
-) -> Iterator[dict[int, int]]:
-    """Every way (fullest first) to put each part whole on one of `nodes` so that all of them are used.
+class Assignment(NamedTuple):
+    """The nodes of a VM, ascending, and the node of each part."""
 
-    A way is the node of each part. The emptiest node is tried first, so the first way is an even one.
+    nodes: tuple[int, ...]
+    node_of: tuple[int, ...]
+
+
+class Assigning:
+    """Puts each guest node whole on a host node, on few and near ones, as even as can be.
+
+    It tries the emptiest and nearest node first and gives up with its allowance: this is to pack bins.
     """
-    order = sorted(range(len(parts)), key=lambda i: (parts[i].hosts is None, -len(parts[i].vcpus), i))
-    room = {node: capacity.get(node, 0) for node in nodes}
-    free = {node: memory.get(node, 0.0) for node in nodes}
-    load = dict.fromkeys(nodes, 0)
-    chosen: dict[int, int] = {}
 
-    def walk(position: int) -> Iterator[dict[int, int]]:
-        unused = sum(1 for node in nodes if not load[node])
-        if len(order) - position < unused:
-            return
-        if position == len(order):
-            yield dict(chosen)
-            return
-        part = parts[order[position]]
-        need = part.memory_mib if part.bound else 0
-        for node in sorted(nodes, key=lambda node: (load[node], node)):
-            if part.hosts is not None and node not in part.hosts:
-                continue
-            if room[node] < len(part.vcpus) or free[node] < need:
-                continue
-            room[node] -= len(part.vcpus)
-            free[node] -= need
-            load[node] += max(1, len(part.vcpus))
-            chosen[order[position]] = node
-            yield from walk(position + 1)
-            load[node] -= max(1, len(part.vcpus))
-            free[node] += need
-            room[node] += len(part.vcpus)
-            del chosen[order[position]]
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        capacity: Mapping[int, int],
+        free: Mapping[int, float],
+        memory_node: Mapping[int, int],
+        pair: Pair,
+        allowance: Allowance,
+    ) -> None:
+        self.parts = parts
+        self.order = sorted(
+            range(len(parts)), key=lambda i: (parts[i].hosts is None, -len(parts[i].vcpus), i)
+        )
+        self.room = dict(capacity)
+        self.free = dict(free)
+        self.memory_node = memory_node
+        self.pair = pair
+        self.allowance = allowance
+        self.load: dict[int, int] = {}
+        self.chosen: dict[int, int] = {}
+        self.found: dict[tuple[int, ...], Assignment] = {}
+        self.best: float = float("inf")
 
-    yield from walk(0)
+    def by_size(self) -> Iterator[list[Assignment]]:
+        """For each number of nodes that suffices, ascending, the nearest ways found, one for each set."""
+        for size in range(1, min(len(self.parts), len(self.room)) + 1):
+            self.best, self.found = float("inf"), {}
+            self._put(0, 0, size, self.allowance.left // 2)
+            if self.found:
+                yield list(self.found.values())
+
+    def _put(self, position: int, cost: int, size: int, looks: int) -> None:
+        unused = size - len(self.load)
+        if len(self.order) - position < unused or cost > self.best:
+            return
+        if position == len(self.order):
+            self._end(cost)
+            return
+        before = self.allowance.looks
+        part = self.parts[self.order[position]]
+        options = [
+            (self.load.get(node, 0), self._more(node), node)
+            for node in (self.room if part.hosts is None else self.room.keys() & part.hosts)
+            if (node in self.load or unused) and self._fits(part, node)
+        ]
+        self.allowance.looks += len(self.room)
+        for _, more, node in sorted(options):
+            spent = self.allowance.looks - before
+            if spent >= looks and (self.found or spent >= 4 * looks):
+                return
+            was = self.load.get(node)
+            self._move(part, node, 1)
+            self.load[node] = (was or 0) + max(1, len(part.vcpus))
+            self.chosen[self.order[position]] = node
+            self._put(position + 1, cost + more, size, (looks - spent) // 2)
+            self._move(part, node, -1)
+            if was is None:
+                del self.load[node]
+            else:
+                self.load[node] = was
+
+    def _more(self, node: int) -> int:
+        """What this node would add to the distances."""
+        if node in self.load:
+            return 0
+        return sum(self.pair[min(node, one), max(node, one)] for one in self.load)
+
+    def _fits(self, part: Part, node: int) -> bool:
+        if self.room[node] < len(part.vcpus):
+            return False
+        return not part.bound or self.free[self._memory_of(part, node)] >= part.memory_mib
+
+    def _memory_of(self, part: Part, node: int) -> int:
+        return self.memory_node[node] if part.memory_from is None else part.memory_from
+
+    def _move(self, part: Part, node: int, sign: int) -> None:
+        """Takes what a part needs from a node, or gives it back."""
+        self.room[node] -= sign * len(part.vcpus)
+        if part.bound:
+            self.free[self._memory_of(part, node)] -= sign * part.memory_mib
+
+    def _end(self, cost: int) -> None:
+        self.allowance.sets += 1
+        if cost < self.best:
+            self.best, self.found = cost, {}
+        nodes = tuple(sorted(self.load))
+        if len(self.found) < MOST_TIED:
+            way = Assignment(nodes, tuple(self.chosen[number] for number in range(len(self.parts))))
+            self.found.setdefault(nodes, way)

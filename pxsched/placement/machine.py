@@ -88,22 +88,40 @@ class Machine(Value):
         return dict(whole)
 
     @cached_property
+    def lenders(self) -> tuple[int, ...]:
+        """The nodes that have memory, which serve CPUs on nodes without any."""
+        return tuple(node.id for node in self.topology.nodes if node.memory_bytes != 0)
+
+    @cached_property
+    def far(self) -> tuple[int, ...]:
+        """The nodes that have memory and no CPU."""
+        return tuple(node for node in self.lenders if node not in self.cpus)
+
+    @cached_property
+    def bare(self) -> frozenset[int]:
+        """The nodes that have CPUs and no memory; CPUs that no node claims are one of them."""
+        return frozenset(self.cpus).difference(self.lenders) if self.lenders else frozenset()
+
+    @cached_property
     def memory_node(self) -> dict[int, int]:
         """For each node with CPUs, where its memory is: itself, or the nearest node that lends it some."""
         distance = self.topology.distance
-        bare = {node.id for node in self.topology.nodes if node.memory_bytes == 0} | {NO_NODE}
         return {
-            node: min(self.lenders, key=lambda other: (distance(node, other), other), default=node)
-            if node in bare
+            node: min(self.lenders, key=lambda other: (distance(node, other), other))
+            if node in self.bare
             else node
             for node in self.nodes
         }
 
     @cached_property
-    def lenders(self) -> tuple[int, ...]:
-        """The nodes whose memory serves CPUs on nodes without any: those without CPUs, else all others."""
-        memory = [node.id for node in self.topology.nodes if node.memory_bytes != 0]
-        return tuple(node for node in memory if node not in self.cpus) or tuple(memory)
+    def pair(self) -> dict[tuple[int, int], int]:
+        """The distance of two nodes with CPUs, there and back, by both, the lower one first."""
+        distance = self.topology.distance
+        return {
+            (one, other): distance(one, other) + distance(other, one)
+            for position, one in enumerate(self.nodes)
+            for other in self.nodes[position + 1 :]
+        }
 
 
 # The tables of the topologies asked for last; a process knows one machine, a test run a few at a time.

@@ -44,10 +44,13 @@ def _fewest(occupied: Occupancy, held: int, missing: int) -> tuple[list[int], in
 
 def vms(vmids: Sequence[int]) -> str:
     """Such as `VM 101` or `VMs 101, 102 and 103`; a long list is cut."""
-    names = [str(vmid) for vmid in vmids[:6]] + (["others"] if len(vmids) > 6 else [])
-    if len(names) == 1:
-        return f"VM {names[0]}"
-    return f"VMs {', '.join(names[:-1])} and {names[-1]}"
+    return f"VM{'s' * (len(vmids) > 1)} {names([str(vmid) for vmid in vmids])}"
+
+
+def names(found: Sequence[str]) -> str:
+    """Such as `VM 101, container 102 and others`."""
+    some = [*found[:6], *(["others"] if len(found) > 6 else [])]
+    return some[0] if len(some) == 1 else f"{', '.join(some[:-1])} and {some[-1]}"
 
 
 def cpus(mask: int) -> str:

@@ -1,11 +1,12 @@
 """What other VMs leave of the machine: free CPUs for exclusive use, CPUs for shared homes, and loads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from pxsched.placement.machine import Machine, mask_of
 from pxsched.placement.request import Holding, Host, Request, VmClass
 from pxsched.settings.policy import Smt
-from pxsched.value import Value
+from pxsched.value import NOTHING, Value
 
 EXCLUSIVE = (VmClass.DEDICATED, VmClass.PINNED)
 
@@ -23,10 +24,22 @@ class Float(Value):
     weight: int
 
 
+class Outsiders(NamedTuple):
+    """Those on the node whom we do not place and who may run on the same CPUs.
+
+    demand: what they use there together, in CPUs.
+    """
+
+    names: tuple[str, ...]
+    mask: int
+    demand: float
+
+
 class Occupancy(Value):
     """owned: VMs by the CPUs they hold exclusively. taken: the union of these.
     blocked: taken, and the siblings that another dedicated VM must not use.
     idle: siblings that must stay idle. constrained: where the admin lets VMs float.
+    outsiders: who else is there. busy: by CPU, the part of its time that nobody we know of uses.
     """
 
     owned: tuple[tuple[Holding, int], ...]
@@ -35,6 +48,43 @@ class Occupancy(Value):
     blocked: int
     idle: int
     constrained: int
+    outsiders: tuple[Outsiders, ...] = ()
+    busy: Mapping[int, float] = NOTHING
+
+    def confined(self, everywhere: int) -> int:
+        """The CPUs of those who cannot run everywhere, and whom we do not place."""
+        mask = 0
+        for others in self.outsiders:
+            if everywhere & ~others.mask:
+                mask |= others.mask
+        return mask
+
+    def confined_to(self, mask: int, everywhere: int) -> list[str]:
+        """Those of them who can run on any CPU of the mask, by name."""
+        return [
+            name
+            for others in self.outsiders
+            if everywhere & ~others.mask and others.mask & mask
+            for name in others.names
+        ]
+
+    def demand(self, mask: int, weight: int | None = None) -> float:
+        """What others want of these CPUs, in CPUs. Another VM's demand counts by its chance to win against a
+        VM of this weight, twice w / (w + weight); plainly without one.
+        """
+        total = 0.0
+        for other in self.floats:
+            inside = (other.mask & mask).bit_count()
+            if inside:
+                odds = 1.0 if weight is None else 2 * other.weight / max(1, other.weight + weight)
+                total += other.demand * odds * inside / other.mask.bit_count()
+        for others in self.outsiders:
+            inside = (others.mask & mask).bit_count()
+            if inside:
+                total += others.demand * inside / others.mask.bit_count()
+        if self.busy:
+            total += sum(part for cpu, part in self.busy.items() if mask >> cpu & 1)
+        return total
 
 
 # Demand assumed of a VM nobody has measured yet, in CPUs per vCPU.
@@ -62,8 +112,23 @@ def _floating_mask(holding: Holding) -> int:
     return mask
 
 
-def occupancy(machine: Machine, holdings: Sequence[Holding], request: Request) -> Occupancy:
-    """What all VMs but the requesting one hold, seen with its wish about SMT siblings."""
+def _outsiders(machine: Machine, host: Host) -> tuple[Outsiders, ...]:
+    """Those with the same CPUs together. Who may run anywhere and was not measured changes no comparison."""
+    found: dict[int, tuple[list[str], float]] = {}
+    for other in host.foreign:
+        mask = mask_of(other.cpus) & machine.online
+        if not mask:
+            continue
+        load = other.load
+        if load is None:
+            load = 0.0 if mask == machine.online else UNKNOWN_LOAD * mask.bit_count()
+        names, demand = found.get(mask, ([], 0.0))
+        found[mask] = ([*names, other.name], demand + load)
+    return tuple(Outsiders(tuple(names), mask, demand) for mask, (names, demand) in found.items())
+
+
+def occupancy(machine: Machine, holdings: Sequence[Holding], request: Request, host: Host) -> Occupancy:
+    """What all but the requesting VM hold, seen with its wish about SMT siblings."""
     owned: list[tuple[Holding, int]] = []
     floats: dict[tuple[VmClass, int, int], list[tuple[int, float]]] = {}
     taken = shareable = lonely = constrained = 0
@@ -98,6 +163,8 @@ def occupancy(machine: Machine, holdings: Sequence[Holding], request: Request) -
         blocked=taken | machine.spread(alone),
         idle=machine.spread(lonely) & ~lonely,
         constrained=constrained,
+        outsiders=_outsiders(machine, host),
+        busy=host.busy,
     )
 
 
@@ -118,6 +185,8 @@ def offered(machine: Machine, host: Host, request: Request) -> int:
         mask &= ~machine.isolated & ~mask_of(kept)
     if request.nodes is not None:
         mask &= nodes_mask(machine, request.nodes)
+    if request.fence is not None:
+        mask &= mask_of(request.fence)
     return mask
 
 

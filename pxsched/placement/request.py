@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pxsched.errors import UserError
 from pxsched.guest.config import GuestNode as GuestNode
 from pxsched.host.topology import Topology
-from pxsched.settings.policy import Prefer, Smt
+from pxsched.settings.policy import FarMemory, Prefer, Smt
 from pxsched.value import NOTHING, Value
 
 
@@ -48,7 +48,7 @@ class Request(Value):
     device_nodes: NUMA nodes of its passed-through devices.
     hugepage_mib: size of the huge pages that back it; None for ordinary memory.
     weight: cpuunits. load: measured demand in CPUs, None when unknown.
-    cpus, nodes: the policy's limits, None for no limit.
+    cpus, nodes: the policy's limits, None for no limit. far_memory: whether nodes without CPUs may serve it.
     fence: the CPUs that its cgroup can have, None for all; fence_name: who set it, as a person knows it.
     previous: what it had when it last ran.
     resident: nodes where its memory lies already; empty for a VM that is about to start.
@@ -70,6 +70,7 @@ class Request(Value):
     load: float | None = None
     cpus: frozenset[int] | None = None
     nodes: frozenset[int] | None = None
+    far_memory: FarMemory = FarMemory.LAST
     fence: frozenset[int] | None = None
     fence_name: str = ""
     previous: Placement | None = None

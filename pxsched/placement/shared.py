@@ -2,14 +2,22 @@
 contended by weight and measured use, near its memory and its devices.
 """
 
-from collections.abc import Sequence
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 
-from pxsched.placement import explanation, memory
-from pxsched.placement.kinds import variants
+from pxsched.placement import bindings, explanation, isolated, memory
+from pxsched.placement.housekeeping import emulator
+from pxsched.placement.kinds import Variant, variants
 from pxsched.placement.machine import Machine, machine_of, mask_of, remoteness, set_of
-from pxsched.placement.occupancy import Float, Occupancy, demand_of, occupancy, offered
-from pxsched.placement.request import Holding, Host, Placement, Refused, Request, VmClass
+from pxsched.placement.nodesets import Allowance, Need, Site, by_size, nearness
+from pxsched.placement.occupancy import (
+    UNKNOWN_LOAD,
+    Occupancy,
+    demand_of,
+    nodes_mask,
+    occupancy,
+    offered,
+)
+from pxsched.placement.request import Holding, Host, Placement, Request, VmClass
 from pxsched.placement.score import Home, HomeScore
 
 # A VM keeps its home unless another one is better by this part: moving costs caches and memory.
@@ -19,24 +27,47 @@ HYSTERESIS = 0.1
 def place_shared(host: Host, holdings: Sequence[Holding], request: Request) -> Placement:
     """A home all vCPUs float in. Raises Refused when no CPU or not enough memory is left for it."""
     machine = machine_of(host.topology)
-    occupied = occupancy(machine, holdings, request)
+    bindings.refuse_missing(machine, request)
+    occupied = occupancy(machine, holdings, request, host)
     allowed = offered(machine, host, request)
-    pool = shared_pool(machine, occupied, allowed, request.vcpus)
+    beside, everywhere = _bound(machine, request)
+    pool = shared_pool(machine, occupied, allowed & beside, request.vcpus)
     if not pool:
-        raise Refused(
-            f"no CPU is left for a shared VM: {allowed.bit_count()} may be used,"
-            f" all of them dedicated to other VMs",
-            hint="stop a dedicated VM, or give the VM other CPUs",
-        )
-    homes = _homes(machine, host, occupied, request, pool)
+        raise explanation.no_cpu_left(machine, request, allowed, beside)
+    homes: list[Home] = []
+    for room in memory.rooms(machine, host, request):
+        homes = Homes(machine, occupied, request, room, everywhere=everywhere).all(pool)
+        if homes:
+            break
     if not homes:
         raise explanation.memory_refusal(machine, host, request)
     best = min(homes, key=lambda home: home.score)
     chosen = _kept(homes, best, request) or best
     cpus = set_of(chosen.mask)
-    nodes = memory.memory_nodes(machine, host, request, chosen.nodes)
+    vcpus = tuple(bindings.anchored(machine, request, (cpus,) * request.vcpus))
     why = explanation.shared(machine, occupied, homes, chosen, request)
-    return Placement(request.vmid, VmClass.SHARED, (cpus,) * request.vcpus, cpus, nodes, why)
+    rest = cpus
+    if chosen.mask & machine.isolated:
+        vcpus, lines = isolated.apart(machine, occupied, request, vcpus)
+        floats = isolated.floating(machine, cpus)
+        rest, more = (
+            (floats, []) if floats else emulator(host, holdings, request, frozenset(chosen.nodes), cpus)
+        )
+        why = (why[0], *lines, *why[1:], *more)
+    nodes = room.nodes(chosen.nodes, request.memory_mib).union(
+        *(guest.host_nodes for guest in request.guest_nodes)
+    )
+    return Placement(request.vmid, VmClass.SHARED, vcpus, rest, nodes, why)
+
+
+def _bound(machine: Machine, request: Request) -> tuple[int, bool]:
+    """The CPUs beside the memory that guest nodes are bound to; and whether these are bound to different
+    nodes, so that the home has to be on all of them.
+    """
+    wanted = [nodes for nodes in bindings.anchors(machine, request) if nodes]
+    if not wanted:
+        return machine.online, False
+    return nodes_mask(machine, frozenset().union(*wanted)), len(set(wanted)) > 1
 
 
 def shared_pool(machine: Machine, occupied: Occupancy, allowed: int, vcpus: int) -> int:
@@ -50,29 +81,87 @@ def shared_pool(machine: Machine, occupied: Occupancy, allowed: int, vcpus: int)
     return free if free.bit_count() >= vcpus else pool
 
 
-def _homes(machine: Machine, host: Host, occupied: Occupancy, request: Request, pool: int) -> list[Home]:
-    """All homes of the fewest nodes that have the memory; of too few CPUs only where none has enough."""
-    free = memory.free_memory(machine, host, request)
-    found: list[Home] = []
-    for variant in variants(machine, request.prefer, pool):
-        room = {node: (variant.mask & machine.cpus[node]).bit_count() for node in machine.nodes}
-        eligible = [node for node in machine.nodes if room[node]]
-        wanted = min(request.vcpus, variant.mask.bit_count())
-        for count in range(1, len(eligible) + 1):
-            sets = [
-                nodes
-                for nodes in combinations(eligible, count)
-                if sum(room[node] for node in nodes) >= wanted
-                and sum(free[node] for node in nodes) >= request.memory_mib
+class Homes:
+    """The homes that one VM could have. everywhere: only one on all nodes that have CPUs to give."""
+
+    def __init__(
+        self, machine: Machine, occupied: Occupancy, request: Request, room: memory.Room, *, everywhere: bool
+    ) -> None:
+        self.machine, self.occupied, self.request, self.room = machine, occupied, request, room
+        self.everywhere = everywhere
+        self.allowance = Allowance()
+        self.load: Mapping[int, float] = {
+            node: occupied.demand(cpus) + (occupied.taken & cpus).bit_count()
+            for node, cpus in machine.cpus.items()
+        }
+
+    def all(self, pool: int) -> list[Home]:
+        """All homes of the fewest nodes that have the memory; of too few CPUs only where none has enough."""
+        request = self.request
+        bound = any(guest.host_nodes for guest in request.guest_nodes)
+        if bound and bindings.short_of_memory(request, self.room):
+            return []
+        if self.everywhere:
+            nodes = tuple(node for node in self.machine.nodes if self.machine.cpus[node] & pool)
+            return [self._home(nodes, pool, (0, 0))]
+        least = 0 if bound else request.memory_mib
+        return [
+            home
+            for variant in variants(self.machine, request.prefer, pool)
+            for home in self._in_variant(variant, least)
+        ]
+
+    def _in_variant(self, variant: Variant, least_mib: int) -> list[Home]:
+        room = {node: (variant.mask & cpus).bit_count() for node, cpus in self.machine.cpus.items()}
+        sites = [
+            Site(
+                node,
+                count,
+                self.room.most(node),
+                rank=(
+                    remoteness(self.machine, (node,), self.request.device_nodes),
+                    node not in self.request.resident,
+                    node in self.machine.bare,
+                    self.load[node] / self.machine.cpus[node].bit_count(),
+                ),
+            )
+            for node, count in room.items()
+            if count
+        ]
+        wanted = min(self.request.vcpus, variant.mask.bit_count())
+        need = Need(wanted, least_mib - self.room.besides, lambda nodes: self.room.of(nodes) >= least_mib)
+        for sets in by_size(sites, need, self.machine.pair, self.allowance):
+            return [
+                self._home(nodes, mask, variant.rank)
+                for nodes in sets
+                for mask in _cuts(self.machine, nodes, variant.mask, self.request.vcpus)
             ]
-            if sets:
-                found += [
-                    _home(machine, occupied, request, nodes, mask, variant.rank)
-                    for nodes in sets
-                    for mask in _cuts(machine, nodes, variant.mask, request.vcpus)
-                ]
-                break
-    return found
+        return []
+
+    def _home(self, nodes: tuple[int, ...], mask: int, rank: tuple[int, int]) -> Home:
+        machine, request = self.machine, self.request
+        size = max(1, mask.bit_count())
+        others = self.occupied.demand(mask, request.weight)
+        whole = sum(machine.cpus[node].bit_count() for node in nodes)
+        return Home(
+            HomeScore(
+                nodes=len(nodes),
+                distance=nearness(nodes, machine.pair),
+                short=max(0, request.vcpus - mask.bit_count()),
+                devices=remoteness(machine, nodes, request.device_nodes),
+                away=len(request.resident.difference(nodes)),
+                groups=len(machine.groups_of(mask)),
+                crowd=int(others / size / UNKNOWN_LOAD),
+                bare=len(machine.bare.intersection(nodes)),
+                kinds=rank,
+                contention=(others + demand_of(request.load, request.vcpus)) / size,
+                node_load=sum(self.load[node] for node in nodes) / whole,
+                missing_mib=-self.room.of(nodes),
+                order=(mask & -mask,),
+            ),
+            nodes,
+            mask,
+        )
 
 
 def _cuts(machine: Machine, nodes: tuple[int, ...], mask: int, vcpus: int) -> list[int]:
@@ -88,53 +177,13 @@ def _cuts(machine: Machine, nodes: tuple[int, ...], mask: int, vcpus: int) -> li
     return [whole]
 
 
-def _home(
-    machine: Machine,
-    occupied: Occupancy,
-    request: Request,
-    nodes: tuple[int, ...],
-    mask: int,
-    rank: tuple[int, int],
-) -> Home:
-    distance = machine.topology.distance
-    return Home(
-        HomeScore(
-            nodes=len(nodes),
-            distance=sum(distance(a, b) + distance(b, a) for a, b in combinations(nodes, 2)),
-            short=max(0, request.vcpus - mask.bit_count()),
-            devices=remoteness(machine, nodes, request.device_nodes),
-            away=len(request.resident.difference(nodes)),
-            groups=len(machine.groups_of(mask)),
-            kinds=rank,
-            contention=contention(occupied.floats, request, mask),
-            order=(mask & -mask,),
-        ),
-        nodes,
-        mask,
-    )
-
-
-def contention(floats: Sequence[Float], request: Request, mask: int) -> float:
-    """Demand per CPU that this VM would meet on `mask`, its own included.
-
-    Another VM's demand counts by its chance to win against this one: twice w / (w + own weight).
-    """
-    demand = demand_of(request.load, request.vcpus)
-    for other in floats:
-        inside = (other.mask & mask).bit_count()
-        if inside:
-            odds = 2 * other.weight / max(1, other.weight + request.weight)
-            demand += other.demand * odds * inside / other.mask.bit_count()
-    return demand / max(1, mask.bit_count())
-
-
 def _kept(homes: Sequence[Home], best: Home, request: Request) -> Home | None:
     """The home the VM had, where it is as good or nearly so."""
     if request.previous is None:
         return None
     mask = mask_of(request.previous.cpus)
     for home in homes:
-        if home.mask == mask and home.score[:7] == best.score[:7]:
+        if home.mask == mask and home.score.rules == best.score.rules:
             near = home.score.contention <= best.score.contention * (1 + HYSTERESIS)
             return home if near else None
     return None

@@ -48,6 +48,13 @@ class MemoryMode(StrEnum):
     STRICT = "strict"
 
 
+class FarMemory(StrEnum):
+    """Whether a VM may have memory of nodes without CPUs: never, or when all others cannot hold it."""
+
+    NEVER = "never"
+    LAST = "last"
+
+
 class EmulatorPlace(StrEnum):
     OFF = "off"
     HOUSEKEEPING = "housekeeping"
@@ -161,6 +168,11 @@ class Policy(Settings):
     nodes: str = _setting("", _cpu_list, "only these NUMA nodes may be chosen; empty: all")
     strict: bool = _setting(False, _bool, "refuse to start when the VM cannot be placed as wished")
     memory: MemoryMode = _setting(MemoryMode.PREFER, _choice(MemoryMode), "how memory follows the vCPUs")
+    far_memory: FarMemory = _setting(
+        FarMemory.LAST,
+        _choice(FarMemory),
+        "memory of nodes without CPUs (CXL, Optane, MCDRAM): never, or when the VM cannot be held otherwise",
+    )
     compact: bool = _setting(False, _bool, "compact memory at pre-start when huge pages are short")
     vcpu: bool = _setting(True, _bool, "place vCPU threads")
     emulator: EmulatorPlace = _setting(

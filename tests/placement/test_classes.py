@@ -63,8 +63,25 @@ def test_emulator_threads_run_on_the_housekeeping_cpus_of_the_vms_node():
     assert place(kept, [], wish(2, nodes=frozenset({1}))).emulator == {8, 24}
 
 
-def test_emulator_threads_run_on_the_vms_own_cpus_where_there_is_no_housekeeping():
-    assert place(host(TWO_NODES), [], pinned("9,10", 2)).emulator == {9, 10}
+def test_emulator_threads_run_on_idle_cpus_of_the_node_where_there_is_no_housekeeping():
+    others = {8, *range(11, 16), 24, *range(27, 32)}
+    assert place(host(TWO_NODES), [], pinned("9,10", 2)).emulator == others
+    owned = [held("8,11-15,24-28", 105)]
+    answer = place(host(TWO_NODES), owned, pinned("9,10", 2))
+    assert answer.emulator == {29, 30, 31}
+    assert not any("emulator" in line for line in answer.why)
+
+
+def test_emulator_threads_never_go_onto_the_vms_own_housekeeping_core_while_others_are_idle():
+    first_core_is_the_vms = pinned("8,24,9,25", 4)
+    answer = place(host_of(TWO_NODES, NodeSettings()), [], first_core_is_the_vms)
+    assert answer.emulator == {*range(10, 16), *range(26, 32)}
+
+
+def test_emulator_threads_run_on_all_the_vms_own_cpus_where_others_hold_the_rest_and_that_is_said():
+    answer = place(host(TWO_NODES), [held("8,11-15,24-31", 105)], pinned("9,10", 2))
+    assert answer.emulator == {9, 10}
+    assert any(line.startswith("warning: its emulator and I/O threads") for line in answer.why)
 
 
 def test_housekeeping_is_the_first_core_of_each_node_unless_the_admin_says_otherwise():

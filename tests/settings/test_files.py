@@ -80,7 +80,8 @@ def test_a_vms_own_settings_win_over_its_profile_and_that_over_the_defaults(etc)
 def test_every_setting_of_a_vm_can_be_written(etc):
     etc.node(
         '[defaults]\nclass = "shared"\nsmt = "isolate"\nprefer = "frequency"\ncpus = "4-7,0"\nnodes = "1"\n'
-        'strict = true\nmemory = "strict"\ncompact = true\nvcpu = false\nemulator = "vm"\nvhost = "off"\n'
+        'strict = true\nmemory = "strict"\nfar_memory = "never"\n'
+        'compact = true\nvcpu = false\nemulator = "vm"\nvhost = "off"\n'
         'interrupts = false\ngovernor = "performance"\nenergy = "power"\nnic = false\nisolation = false\n'
         'fifo = 49\nhalt_poll_ns = 0\nresume_latency_us = 0\nfair = "off"\nballoon = false\nstarved_mib = 1\n'
         "starved_percent = 2\nwasteful_mib = 3\nwasteful_percent = 4.5\n"
