@@ -156,7 +156,7 @@ def _numbers(guest: Guest, machine: Machine) -> str:
     lines = {
         "sockets": machine.sockets,
         "cores": machine.cores,
-        "vcpus": machine.vcpus,
+        "vcpus": min(machine.vcpus, machine.sockets * machine.cores),
         "memory": machine.memory_mib,
         "shares": machine.shares,
         "cpuunits": machine.weight,
@@ -169,6 +169,8 @@ def _numbers(guest: Guest, machine: Machine) -> str:
         text.append(f"cpulimit: {machine.cpu_limit:g}")
     if machine.affinity:
         text.append(f"affinity: {cpulist.format_ordered(machine.affinity)}")
+    if machine.smp is not None:
+        text.append(f"args: -smp {machine.smp}")
     if machine.hugepage_mib is not None:
         text.append(f"hugepages: {machine.hugepage_mib or 'any'}")
     text += [f"numa{number}: {_guest_node(node)}" for number, node in enumerate(machine.guest_nodes)]

@@ -6,6 +6,7 @@ values `options`'.
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from pxsched.guest import options as values
 from pxsched.guest.grammar import Config as Config
@@ -15,10 +16,15 @@ from pxsched.guest.options import GuestNode as GuestNode
 from pxsched.guest.options import HostPci as HostPci
 from pxsched.value import Value
 
+if TYPE_CHECKING:
+    from pxsched.guest.arguments import Smp
+
 
 class Machine(Value):
     """A VM as its configuration describes it, with Proxmox's defaults.
 
+    sockets, cores: as configured. vcpus: those that QEMU starts. smp: what `-smp` in `args` makes of all
+    three, None without one.
     affinity: CPUs in written order. balloon_mib: None = unset (device present), 0 = no device.
     hugepage_mib: 0 = any size ("any"), None = none. iothreads: drives with a thread of their own.
     """
@@ -27,6 +33,7 @@ class Machine(Value):
     sockets: int = 1
     cores: int = 1
     vcpus: int = 1
+    smp: "Smp | None" = None
     memory_mib: int = 512
     balloon_mib: int | None = None
     shares: int = 1000
@@ -62,6 +69,7 @@ def machine(config: Config) -> Machine:
     if vcpus > most:
         warnings.append(f"vcpus {vcpus} is more than sockets x cores = {most}")
         vcpus = most
+    smp = _smp(options.get("args", ""), sockets, cores, vcpus, warnings)
     affinity = options.get("affinity", "")
     if affinity and not values.taskset_takes(affinity):
         warnings.append(
@@ -74,7 +82,8 @@ def machine(config: Config) -> Machine:
         name=options.get("name", ""),
         sockets=sockets,
         cores=cores,
-        vcpus=vcpus,
+        vcpus=smp.cpus if smp else vcpus,
+        smp=smp,
         memory_mib=values.memory(options.get("memory", "512")),
         balloon_mib=None if balloon is None else int(balloon),
         shares=int(options.get("shares", "1000")),
@@ -93,6 +102,25 @@ def machine(config: Config) -> Machine:
         template=values.boolean(options.get("template", "0")),
         warnings=tuple(warnings),
     )
+
+
+def _smp(args: str, sockets: int, cores: int, vcpus: int, warnings: list[str]) -> "Smp | None":
+    """What `args` makes of the guest's processors; adds to the warnings when it does."""
+    if "smp" not in args:
+        return None
+    from pxsched.guest import arguments
+
+    configured = arguments.Smp(vcpus, sockets * cores, sockets, cores)
+    try:
+        smp = arguments.smp(args, configured)
+    except ValueError as error:
+        warnings.append(f"the VM cannot start: QEMU refuses the -smp in `args`: {error}")
+        return None
+    if smp is not None and smp != configured:
+        warnings.append(
+            f"-smp in `args` makes it {smp.cpus} vCPUs ({smp}), where the configuration says {vcpus}"
+        )
+    return smp
 
 
 def _numbered(options: Mapping[str, str], stem: str) -> list[tuple[int, str]]:

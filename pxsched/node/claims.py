@@ -36,9 +36,9 @@ class Changes:
         self.refused: dict[int, str] = {}
 
 
-def vm_class(machine: Machine, policy: Policy) -> VmClass:
+def vm_class(machine: Machine, policy: Policy, vcpus: int) -> VmClass:
     """The class a VM gets (design: classes of VM). `affinity` comes first, as the admin wrote it."""
-    if machine.affinity and len(machine.affinity) == machine.vcpus:
+    if machine.affinity and len(machine.affinity) == vcpus:
         return VmClass.PINNED
     if policy.wish is Wish.DEDICATED:
         return VmClass.DEDICATED
@@ -46,21 +46,31 @@ def vm_class(machine: Machine, policy: Policy) -> VmClass:
 
 
 def request(
-    vmid: int, machine: Machine, policy: Policy, *, device_nodes: frozenset[int] = frozenset()
+    vmid: int,
+    machine: Machine,
+    policy: Policy,
+    *,
+    device_nodes: frozenset[int] = frozenset(),
+    running_vcpus: int = 0,
 ) -> Request:
-    """What placement is asked for this VM."""
-    wanted = vm_class(machine, policy)
+    """What placement is asked for this VM. running_vcpus: those that QEMU has threads for; where these are
+    more than the configuration says, QEMU is right.
+    """
+    vcpus = max(machine.vcpus, running_vcpus)
+    wanted = vm_class(machine, policy, vcpus)
+    sockets = machine.smp.sockets if machine.smp else machine.sockets
+    per_socket = machine.smp.per_socket if machine.smp else machine.cores
     limits = [cpulist.parse(policy.cpus)] if policy.cpus else []
     if wanted is VmClass.DEDICATED and machine.affinity:
         limits.append(frozenset(machine.affinity))
     return Request(
         vmid=vmid,
-        vcpus=machine.vcpus,
+        vcpus=vcpus,
         memory_mib=machine.memory_mib,
         vm_class=wanted,
         affinity=machine.affinity,
-        sockets=machine.sockets,
-        cores=machine.cores,
+        sockets=sockets,
+        cores=max(per_socket, -(-vcpus // sockets)),
         smt=policy.smt,
         prefer=policy.prefer,
         guest_nodes=_guest_nodes(machine),
@@ -121,7 +131,10 @@ def update(
             continue  # it ended after we looked, and its post-stop was quicker
         policy = node.settings.policy(sighting.vmid, machine.tags)
         nodes = (device_nodes or {}).get(sighting.vmid, frozenset())
-        wishes.append((request(sighting.vmid, machine, policy, device_nodes=nodes), sighting, policy))
+        wish = request(
+            sighting.vmid, machine, policy, device_nodes=nodes, running_vcpus=sighting.running_vcpus
+        )
+        wishes.append((wish, sighting, policy))
     wishes.sort(key=lambda wish: (_ORDER[wish[0].vm_class], wish[0].vmid not in ledger.claims, wish[0].vmid))
     taken: frozenset[int] | None = None
     around = _Around(node, {*ledger.claims, *(wish.vmid for wish, _, _ in wishes)})

@@ -39,6 +39,11 @@ class Sighting(Value):
     opted_in: bool = False
     notes: tuple[str, ...] = ()
 
+    @property
+    def running_vcpus(self) -> int:
+        """How many vCPUs QEMU has threads for."""
+        return len({vcpu for thread in self.threads for vcpu in thread.vcpus})
+
 
 class Node(Value):
     root: Root

@@ -5,12 +5,12 @@ Rules: PVE::QemuServer::config_to_command, PVE::QemuServer::Memory::config (NUMA
 data.
 """
 
-import shlex
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 
 from pxsched.errors import UserError
 from pxsched.guest import config
+from pxsched.guest.arguments import words
 from pxsched.host import cpulist
 from pxsched.sandbox.node import Node
 from pxsched.value import Value
@@ -53,6 +53,9 @@ KERNEL_ARGUMENTS = (
 
 def command(node: Node, vmid: int, settings: Mapping[str, str], boot: Boot, *, incoming: bool) -> list[str]:
     """The whole command, `taskset` included. Raises UserError for more vCPUs than the node has CPUs."""
+    args = settings.get("args", "")
+    # Proxmox writes its own part as if there were no `args`, and appends them.
+    settings = {key: value for key, value in settings.items() if key != "args"}
     vm = config.machine(config.Config(options=settings))
     if vm.sockets * vm.cores > boot.most_vcpus:
         raise UserError(f"MAX {boot.most_vcpus} vcpus allowed per VM on this node")
@@ -76,7 +79,7 @@ def command(node: Node, vmid: int, settings: Mapping[str, str], boot: Boot, *, i
     ]
     if incoming:
         arguments += ["-incoming", "defer", "-S"]
-    arguments += shlex.split(settings.get("args", ""))
+    arguments += words(args)
     return [*taskset, str(node.path("usr/bin/kvm")), *arguments]
 
 

@@ -132,7 +132,8 @@ class Guest(Value):
         return config.machine(config.Config(options=lifecycle.load(self.node, self.vmid).options))
 
     def _apic_id(self, vcpu: int) -> int:
-        return rom.apic_id(vcpu, self._machine.cores)
+        machine = self._machine
+        return rom.apic_id(vcpu, machine.smp.per_socket if machine.smp else machine.cores)
 
     def _console(self) -> str:
         path = self.node.own(self.vmid, "console")

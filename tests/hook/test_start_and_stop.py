@@ -97,6 +97,13 @@ def test_a_hot_plugged_vcpu_is_placed_at_the_next_look(host):
     assert host.masks(100) == ["1", "0"], "now it has as many vCPUs as `affinity` lists CPUs"
 
 
+def test_vcpus_that_args_adds_are_placed_like_all_others(host):
+    host.create(100, cores=1, affinity="1,0", args="-smp 2,cores=1,threads=2,maxcpus=2")
+    host.start(100)
+    assert host.masks(100) == ["1", "0"]
+    assert host.status()["vms"][0]["class"] == "pinned"
+
+
 def test_disabling_puts_a_running_vm_back(host):
     host.started(100, cores=2)
     tids = list(host.sandbox.vcpus(100).values())
