@@ -9,6 +9,7 @@ themselves, nothing is added.
 from collections.abc import Iterable, Iterator, Mapping
 
 from pxsched.guest import config
+from pxsched.guest.options import property_string
 from pxsched.host import cpulist
 from pxsched.shape import cpumodel
 from pxsched.shape.cpumodel import Model
@@ -148,7 +149,7 @@ def _split(node_of: Mapping[int, int], vcpus: Iterable[int]) -> Parts:
 
 def _with_absent(rule: str, mirror: Mirror, present: Mapping[int, int]) -> str:
     """The admin's rule; that of the last vCPU has the absent ones, too."""
-    values = config.property_string(rule)
+    values = property_string(rule)
     vcpus = {vcpu for part in values["cpus"].split(";") for vcpu in cpulist.parse(part)}
     if mirror.smp.cpus - 1 not in vcpus:
         return rule
