@@ -163,19 +163,31 @@ def run_status(options: argparse.Namespace) -> int:
         raise UserError(f"VM {options.vm} holds nothing", hint="is it running, and opted in?")
     states = {key: _now(options.root, key, entry) for key, entry in entries.items()}
     from pxsched.node import balancing
-    from pxsched.report import balance, host
+    from pxsched.node import exclusive as facts
+    from pxsched.node import others as strangers
+    from pxsched.report import balance, exclusive, host, others
 
     last = balancing.last(options.root)
+    checked = {
+        vm.vmid: vm
+        for vm in facts.check(options.root, ledger, topology.isolated(options.root))
+        if options.vm in (None, vm.vmid)
+    }
+    seen = strangers.known(options.root, {*ledger.claims})
     if options.json:
         print_json(
             {
                 "node": nodes.name_of(options.root),
                 "vms": [
-                    _status_document(options.root, claim) | balance.of_vm(last, claim) for claim in claims
+                    _status_document(options.root, claim)
+                    | balance.of_vm(last, claim)
+                    | {"exclusive": exclusive.document(checked.get(claim.vmid))}
+                    for claim in claims
                 ],
                 "knobs": [_knob_document(key, entry, states[key]) for key, entry in entries.items()],
                 "last_pass": balance.document(last),
                 "host": plain(host.look(options.root)),
+                **others.document(seen),
                 "warnings": ledger.warnings,
             }
         )
@@ -188,7 +200,10 @@ def run_status(options: argparse.Namespace) -> int:
     say(*text.status(claims, knobs.lines(options.root, entries, states)))
     for claim in claims:
         say(*devices.lines(claim.vmid, devices.document(options.root, claim)))
+    say(*exclusive.lines(checked.values()))
     say(*balance.lines(last, {claim.vmid for claim in claims}))
+    if options.vm is None:
+        say(*others.lines(seen))
     return Exit.DONE
 
 

@@ -29,10 +29,14 @@ def run_report(options: argparse.Namespace) -> int:
 
         _write(options.svg, svg.draw(topology.read(root), ledger.claims.values()))
     else:
+        from pxsched.node import exclusive
         from pxsched.report import prometheus
 
         metrics = prometheus.render(
-            ledger.claims.values(), ledger.journal, lambda claim: planning.run_delay(root, claim)
+            ledger.claims.values(),
+            ledger.journal,
+            lambda claim: planning.run_delay(root, claim),
+            exclusive.check(root, ledger, topology.isolated(root)),
         )
         _write(options.prometheus, metrics)
     return Exit.DONE

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator
 
 from pxsched.arguments import add, print_json
-from pxsched.doctor import bundle, host, vms
+from pxsched.doctor import bundle, exclusive, host, vms
 from pxsched.doctor.finding import Finding, Level, Subject
 from pxsched.errors import Exit, UserError
 from pxsched.output import complain, say
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 def examine(root: Root) -> Iterator[Finding]:
     """All checks; one that fails is itself a finding, and the others go on."""
     subject = Subject(root)
-    for check in (*host.CHECKS, *vms.CHECKS):
+    for check in (*host.CHECKS, *vms.CHECKS, *exclusive.CHECKS):
         try:
             yield from check(subject)
         except UserError as error:

@@ -133,8 +133,12 @@ def read(root: Root) -> Topology:
         )
         for cpu in present
     }
-    isolated = _parsed(cpulist.parse, root.read(f"{CPU_DIR}/isolated")) or frozenset()
-    return Topology(cpus, l3s, nodes, packages, isolated & online, tuple(warnings))
+    return Topology(cpus, l3s, nodes, packages, isolated(root) & online, tuple(warnings))
+
+
+def isolated(root: Root) -> frozenset[int]:
+    """The CPUs that the kernel's command line isolates; none where it does not say."""
+    return _parsed(cpulist.parse, root.read(f"{CPU_DIR}/isolated")) or frozenset()
 
 
 def _numbered(names: Iterable[str], prefix: str) -> list[int]:

@@ -9,26 +9,35 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pxsched import output
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.journal import Entry
+from pxsched.node.exclusive import Exclusive
+from pxsched.report import exclusive
 
 
 def render(
     claims: Iterable[Claim],
     entries: Mapping[str, Entry],
     run_delay: Callable[[Claim], Mapping[str, int] | None],
+    checked: Iterable[Exclusive] = (),
 ) -> str:
-    """All metrics. run_delay: nanoseconds a VM's threads ran and waited; None once it is gone."""
-    return output.lines(_lines(sorted(claims, key=lambda claim: claim.vmid), entries, run_delay))
+    """All metrics. run_delay: nanoseconds a VM's threads ran and waited; None once it is gone. checked: who
+    else may run on dedicated CPUs.
+    """
+    return output.lines(_lines(sorted(claims, key=lambda claim: claim.vmid), entries, run_delay, checked))
 
 
 def _lines(
     claims: list[Claim],
     entries: Mapping[str, Entry],
     run_delay: Callable[[Claim], Mapping[str, int] | None],
+    checked: Iterable[Exclusive],
 ) -> Iterator[str]:
     yield from _head("pxsched_vm_cpus", "gauge", "CPUs that a VM's vCPUs may use")
     for claim in claims:
         labels = f'vmid="{claim.vmid}",class="{claim.placement.vm_class}",state="{claim.state}"'
         yield f"pxsched_vm_cpus{{{labels}}} {len(claim.placement.cpus)}"
+    what = "Dedicated CPUs of a VM on which others may run by the kernel's word"
+    yield from _head("pxsched_dedicated_cpus_open", "gauge", what)
+    yield from exclusive.metrics(checked)
     delays = [(claim.vmid, delay) for claim in claims if (delay := run_delay(claim)) is not None]
     for name, key, what in (
         ("pxsched_vm_run_seconds_total", "ran_ns", "Time the VM's threads ran"),

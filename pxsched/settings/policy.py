@@ -73,6 +73,13 @@ class Isolation(StrEnum):
     PARTITION = "partition"
 
 
+class Others(StrEnum):
+    """What happens to VMs that are not opted in and to containers."""
+
+    OBSERVE = "observe"
+    CONFINE = "confine"
+
+
 E = TypeVar("E", bound=StrEnum)
 
 
@@ -188,7 +195,12 @@ class Policy(Settings):
     energy: str = _setting("", word, "energy_performance_preference of those CPUs; empty: untouched")
     nic: bool = _setting(True, _bool, "place tap queues and watch the nodes of SR-IOV links")
     isolation: bool = _setting(True, _bool, "keep host tasks off this VM's dedicated CPUs")
-    fifo: int = _setting(0, _integer(0, 49), "SCHED_FIFO priority of vCPU threads; 0: normal scheduling")
+    fifo: int = _setting(
+        0,
+        _integer(0, 49),
+        "SCHED_FIFO priority of vCPU threads; 0: normal scheduling. Its price: the kernel takes 50 ms"
+        " of each second from a vCPU that is always busy (since Linux 6.12 only where others want its CPU)",
+    )
     halt_poll_ns: int = _setting(
         -1, _integer(-1, 10_000_000), "KVM halt polling while this VM runs; -1: untouched"
     )
@@ -214,6 +226,11 @@ class NodeSettings(Settings):
 
     housekeeping: str = _setting("", _cpu_list, "CPUs for host tasks; empty: the first core of each node")
     isolation: Isolation = _setting(Isolation.OFF, _choice(Isolation), "how host tasks leave dedicated CPUs")
+    others: Others = _setting(
+        Others.OBSERVE,
+        _choice(Others),
+        "containers and VMs that are not opted in: only counted, or kept off dedicated CPUs",
+    )
     device_interrupts: bool = _setting(False, _bool, "keep all other interrupts off dedicated CPUs")
     governor_free: str = _setting("", word, "governor of CPUs given back; empty: what they had before")
     reserved_mib: int = _setting(2048, _integer(0, 1 << 24), "memory the host keeps for itself (MiB)")

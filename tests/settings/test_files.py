@@ -95,7 +95,7 @@ def test_every_setting_of_a_vm_can_be_written(etc):
 
 def test_every_setting_of_the_node_can_be_written(etc):
     etc.cluster(
-        '[node]\nhousekeeping = "0"\nisolation = "partition"\ndevice_interrupts = true\n'
+        '[node]\nhousekeeping = "0"\nisolation = "partition"\nothers = "confine"\ndevice_interrupts = true\n'
         'governor_free = "schedutil"\nreserved_mib = 1\nreserved_cpus = "1"\nkarpenter_reserved_mib = 2\n'
         "deviation = 3\ncontention_floor = 0.1\nmoves = 0\ncooldown_s = 0\n"
         "balance_cpu = false\nbalance_memory = false\n"

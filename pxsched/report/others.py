@@ -1,0 +1,39 @@
+"""Who else is on the node, for `status`: VMs that are not opted in, containers, the host's own work."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pxsched.host import cpulist
+from pxsched.node.others import Seen
+
+# Work of the host that is named: this much of one CPU.
+WORTH_NAMING = 0.1
+MOST = 16
+
+
+def document(seen: Seen) -> dict[str, Any]:
+    """load: in CPUs, null when unknown; busy: by CPU, the part of its time that nobody known uses."""
+    return {
+        "others": [
+            {
+                "name": other.name,
+                "cpus": cpulist.format(other.cpus),
+                "load": other.load,
+                "memory_mib": dict(other.memory_mib),
+            }
+            for other in seen.others
+        ],
+        "busy": dict(seen.busy),
+    }
+
+
+def lines(seen: Seen) -> Iterator[str]:
+    """The same for a person."""
+    for other in seen.others[:MOST]:
+        use = "" if other.load is None else f", uses {other.load:.2f} CPUs"
+        yield f"{other.name} is not placed by pxsched: it may run on CPUs {cpulist.format(other.cpus)}{use}"
+    if len(seen.others) > MOST:
+        yield f"{len(seen.others) - MOST} more VMs and containers are not placed by pxsched"
+    busy = {cpu: part for cpu, part in seen.busy.items() if part >= WORTH_NAMING}
+    if busy:
+        yield f"other work uses {sum(busy.values()):.2f} CPUs of CPUs {cpulist.format(busy)}"
