@@ -28,6 +28,7 @@ AREAS = {
     "status": "pxsched.commands.reading",
     "simulate": "pxsched.commands.placing",
     "defrag": "pxsched.commands.placing",
+    "shape": "pxsched.commands.shaping",
     "report": "pxsched.commands.reporting",
     "top": "pxsched.commands.watching",
     "hook": "pxsched.commands.running",

@@ -27,7 +27,7 @@ FLOORS = (
     "arguments report",
     "proxmox",
     "sandbox",
-    "chain karpenter",
+    "chain karpenter shaping",
     "hook tick",
     "optin commands",
     "doctor setup",

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
+from pxsched.host.processor import Processor
 from pxsched.shape.smp import Unreadable, values_of
 from pxsched.value import Value
 
@@ -23,15 +24,6 @@ class Groups(StrEnum):
     DIES = "die"
     SOCKETS = "socket"
     EIGHTS = "eight APIC numbers"
-
-
-class Host(Value):
-    """The host's processor, from /proc/cpuinfo. vendor: empty when unknown."""
-
-    vendor: str = ""
-    family: int = 0
-    model: int = 0
-    topoext: bool = False
 
 
 class Model(Value):
@@ -95,7 +87,7 @@ _HOSTS_VENDOR = {
 _LEVELS = r"x86-64-v\d(?:-AES|-abi\d)?"  # qemu64 with flags
 
 
-def traits(shown: Model, host: Host) -> Traits:
+def traits(shown: Model, host: Processor) -> Traits:
     """What a Linux guest sees of this model on this host."""
     name, topoext = shown.name, shown.flags.get("topoext")
     if re.fullmatch(_ROME_AND_LATER, name):

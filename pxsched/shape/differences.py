@@ -52,12 +52,8 @@ def summary(picture: Picture) -> str:
     """`8 cores x 2 threads, 2 L3 groups, 1 NUMA node`."""
     cores, l3s, nodes = (len(set(level)) for level in (picture.cores, picture.l3s, picture.nodes))
     vcpus = len(picture.cores)
-    threads = (
-        f"{cores} cores x {vcpus // cores} threads"
-        if vcpus > cores and not vcpus % cores
-        else _of(cores, "core")
-    )
-    return f"{threads}, {_of(l3s, 'L3 group')}, {_of(nodes, 'NUMA node')}"
+    threads = f" x {vcpus // cores} threads" if vcpus > cores and not vcpus % cores else ""
+    return f"{_of(cores, 'core')}{threads}, {_of(l3s, 'L3 group')}, {_of(nodes, 'NUMA node')}"
 
 
 def _of(number: int, noun: str) -> str:

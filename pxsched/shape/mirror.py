@@ -179,4 +179,6 @@ def _distances(topology: Topology, nodes: Sequence[GuestNode]) -> dict[tuple[int
     usable = all(LOCAL_DISTANCE < distance < 255 for distance in found.values())
     if not usable or set(found.values()) <= {2 * LOCAL_DISTANCE}:
         return {}
-    return {pair: found[pair] for pair in found if pair[0] < pair[1] or found[pair] != found[pair[::-1]]}
+    if all(found[pair] == found[pair[::-1]] for pair in found):
+        return {pair: found[pair] for pair in found if pair[0] < pair[1]}
+    return found  # QEMU wants every direction as soon as two differ

@@ -5,23 +5,24 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from pxsched.host.processor import Processor
 from pxsched.host.topology import Topology
 from pxsched.shape import cpumodel, mirror, options, picture
-from pxsched.shape.cpumodel import Host, Traits
+from pxsched.shape.cpumodel import Traits
 from pxsched.shape.mirror import Mirror
 
-MILAN = Host("AuthenticAMD", 0x19, 1, topoext=True)
-XEON = Host("GenuineIntel", 6, 106)
+MILAN = Processor("AuthenticAMD", 0x19, 1, topoext=True)
+XEON = Processor("GenuineIntel", 6, 106)
 
 needs_qemu = pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="QEMU is not installed")
 
 
-def traits_of(told: options.Told, host: Host) -> Traits:
+def traits_of(told: options.Told, host: Processor) -> Traits:
     return cpumodel.traits(told.model, host)
 
 
 def mirrored(
-    topology: Topology, cpus: Sequence[int], vm: Mapping[str, str], host: Host = MILAN
+    topology: Topology, cpus: Sequence[int], vm: Mapping[str, str], host: Processor = MILAN
 ) -> tuple[Mirror, options.Changes]:
     """The mirror of these pins, and what it changes. Raises NoMirror, Unreadable."""
     told = options.read(vm)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pxsched.host.processor import Processor
 from pxsched.host.topology import Topology, read
 from pxsched.placement.request import Host, Refused, Request, VmClass
 from pxsched.placement.search import place
@@ -45,7 +46,7 @@ def expressible(real: Picture) -> bool:
     )
 
 
-def check(topology: Topology, cpus: Sequence[int], model: tuple[str, cpumodel.Host]) -> bool:
+def check(topology: Topology, cpus: Sequence[int], model: tuple[str, Processor]) -> bool:
     """Whether these pins are mirrored; fails where QEMU builds anything else, or a wrong thing is refused."""
     vm = {"cores": str(len(cpus)), "memory": str(8 * len(cpus) + 64), "cpu": model[0]}
     real = truth(seats(topology, cpus))
