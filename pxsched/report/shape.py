@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from pxsched.guest.arguments import Smp
 from pxsched.host import cpulist
 from pxsched.shape.differences import summary
 from pxsched.shape.picture import Picture, Seat, runs
-from pxsched.shape.smp import Smp
 
 
 def pictures(seen: Picture, real: Picture, seats: Sequence[Seat]) -> list[str]:

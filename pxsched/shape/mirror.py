@@ -7,11 +7,12 @@ in the order of their numbers. Only the last group may be short: it lacks vCPUs 
 from collections.abc import Iterator, Mapping, Sequence
 
 from pxsched.errors import UserError
+from pxsched.guest.arguments import Smp
 from pxsched.host import cpulist
 from pxsched.host.topology import LOCAL_DISTANCE, Topology
 from pxsched.shape.cpumodel import Traits
 from pxsched.shape.picture import Parts, Picture, Seat, parts, runs, seen, truth
-from pxsched.shape.smp import Smp
+from pxsched.shape.smp import levels
 from pxsched.value import NOTHING, Value, replace
 
 MOST_NODES = 8  # numa0 to numa7
@@ -132,7 +133,7 @@ def _candidates(where: Sequence[Seat], real: Picture, sizes: Sequence[int], thre
     even = len(set(counts)) == 1 and sum(counts) == groups
     sockets = [len(counts)] if even and ascending else []
     for number in dict.fromkeys([*sockets, 1, groups]):
-        yield Smp(len(where), number, groups // number, cores, threads)
+        yield levels(len(where), number, groups // number, cores, threads)
 
 
 def _nodes(

@@ -9,17 +9,18 @@ themselves, nothing is added.
 from collections.abc import Iterable, Iterator, Mapping
 
 from pxsched.guest import config
+from pxsched.guest.arguments import Smp
 from pxsched.guest.options import property_string
 from pxsched.host import cpulist
 from pxsched.shape import cpumodel
 from pxsched.shape.cpumodel import Model
 from pxsched.shape.mirror import MOST_NODES, GuestNode, Mirror, NoMirror
 from pxsched.shape.picture import Parts, parts
-from pxsched.shape.smp import Smp, Unreadable, told, values_of, words, written
+from pxsched.shape.smp import Unreadable, told, values_of, words, written
 from pxsched.value import Value, replace
 
 # Flags of QEMU with which `args` takes into its own hands what Proxmox says.
-OWN_HANDS = ("readconfig", "nodefconfig", "M")
+OWN_HANDS = ("readconfig",)
 Changes = Mapping[str, str | None]
 
 
@@ -42,7 +43,7 @@ def read(options: Mapping[str, str]) -> Told:
             raise Unreadable(f"`args` has -{flag}: what the guest is told is not known")
     if any(text.startswith(("node", "cpu")) for text in values_of("numa", split)):
         raise Unreadable("`args` makes NUMA nodes of its own")
-    smp = told(machine.sockets, machine.cores, _vcpus(options, machine), split)
+    smp = told(machine.sockets, machine.cores, _vcpus(options, machine), options.get("args", ""))
     return Told(machine, smp, _nodes(machine), cpumodel.model(options.get("cpu", ""), split), tuple(split))
 
 
@@ -73,11 +74,12 @@ def check(options: Mapping[str, str], now: Told) -> None:
         raise NoMirror("it is a template, which never runs; clones have pins of their own")
     if "vcpus" in options and int(options["vcpus"]) < now.machine.sockets * now.machine.cores:
         raise NoMirror("`vcpus` is below sockets x cores: some vCPUs may come later", hint="delete `vcpus`")
-    if any(values_of("smp", now.words)):
+    own = [text for flag in ("machine", "M") for text in values_of(flag, now.words)]
+    if any(values_of("smp", now.words)) or any("smp." in text for text in own):
         raise NoMirror(
             "`args` has an -smp of your own, which is left alone", hint="take it out, and ask again"
         )
-    if any("smp-cache" in text for text in values_of("machine", now.words)):
+    if any("smp-cache" in text for text in own):
         raise NoMirror("`args` has an smp-cache of your own, which is left alone")
 
 
@@ -110,8 +112,8 @@ def _sockets(now: Told, mirror: Mirror) -> tuple[int, int]:
 
 def _words(now: Told, mirror: Mirror, sockets: int, cores: int, *, keeps_nodes: bool) -> Iterator[str]:
     smp = mirror.smp
-    if smp != told(sockets, cores, smp.cpus, now.words):
-        yield from ("-smp", written(smp, maxcpus=smp.cpus != smp.maxcpus))
+    if smp != told(sockets, cores, smp.cpus, ""):
+        yield from ("-smp", written(smp))
     for text in mirror.remedy:
         yield from ("-global", text)
     if not any(values_of("numa", now.words)):  # distances of the admin's own stay

@@ -3,12 +3,13 @@
 Rules: Linux arch/x86/kernel/cpu/cacheinfo.c and topology, tried with the models that Proxmox offers.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from pxsched.guest.arguments import Smp
 from pxsched.host.topology import Topology
 from pxsched.shape.cpumodel import Groups, Traits
-from pxsched.shape.smp import Smp
+from pxsched.shape.smp import apic_id, place
 from pxsched.value import Value
 
 Parts = tuple[int, ...]
@@ -73,10 +74,7 @@ def truth(where: Sequence[Seat]) -> Picture:
 
 def seen(smp: Smp, nodes: Mapping[int, int], traits: Traits) -> Picture:
     """What the guest makes of it. nodes: by vCPU its guest node; QEMU puts the unlisted ones into node 0."""
-    places = [smp.place(index) for index in range(smp.cpus)]
-    cores: Iterator[Hashable] = iter(
-        place[:3] if traits.siblings else index for index, place in enumerate(places)
-    )
+    cores = (place(smp, index)[:3] if traits.siblings else index for index in range(smp.cpus))
     return Picture(
         parts(cores),
         parts(_group(smp, index, traits.groups) for index in range(smp.cpus)),
@@ -86,5 +84,5 @@ def seen(smp: Smp, nodes: Mapping[int, int], traits: Traits) -> Picture:
 
 def _group(smp: Smp, index: int, groups: Groups) -> Hashable:
     if groups is Groups.EIGHTS:
-        return smp.apic_id(index) >> 3
-    return smp.place(index)[: 2 if groups is Groups.DIES else 1]
+        return apic_id(smp, index) >> 3
+    return place(smp, index)[: 2 if groups is Groups.DIES else 1]
