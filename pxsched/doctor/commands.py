@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Iterator
 
 from pxsched.arguments import add, print_json
-from pxsched.doctor import bundle, exclusive, host, vms
+from pxsched.doctor import exclusive, host, vms
+from pxsched.doctor.bundle import file as bundle
 from pxsched.doctor.finding import Finding, Level, Subject
 from pxsched.errors import Exit, UserError
 from pxsched.output import complain, say
