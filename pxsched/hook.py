@@ -15,15 +15,19 @@ from pxsched.guest import process
 from pxsched.guest.process import VMID
 from pxsched.host import cpulist
 from pxsched.ledger.claim import Claim
-from pxsched.node import settle
+from pxsched.node import settle, turning
 from pxsched.node import sighting as node_module
 from pxsched.node.sighting import Node, Sighting
 from pxsched.root import Root
+from pxsched.settings.policy import MemoryMode, Policy
 
 # Where others' hookscripts are named; the second is an earlier version's.
 CHAINS = ("etc/pxsched/hooks.d", "etc/pve/pxsched-chain.json")
 PHASES = ("pre-start", "post-start", "pre-stop", "post-stop")
 QMP_PATIENCE_S = 1.0
+# A strict VM waits for the ledger as long as Proxmox waits for its QEMU at least (config_aware_timeout in
+# PVE::QemuServer::Helpers); systemd may take as long to read the drop-in that QEMU must start with.
+STRICT_LOCK_S = RELOAD_S = 30.0
 MOST_REASONS = 4
 
 
@@ -77,12 +81,25 @@ def run(root: Root, vmid: int, phase: str, environ: Mapping[str, str]) -> int:
     sighting = node_module.sight(
         root, vmid, starter=starter, source=source, patience_s=patience_s, hooked=True
     )
-    done = settle.settle(node, [sighting], everybody=False)
+    policy = _policy(node, sighting)
+    confined = phase == "pre-start" and policy.memory is MemoryMode.STRICT
+    done = settle.settle(
+        node,
+        [sighting],
+        everybody=False,
+        lock_s=STRICT_LOCK_S if policy.strict else settle.LOCK_S,
+        patience_s=RELOAD_S if confined else turning.PATIENCE_S,
+    )
     for line in (*done.notes, *done.report.failed):
         say(line)
     refusal = done.changes.refused.get(vmid)
     if refusal is not None:
         return _refuse(node, sighting, phase, refusal)
+    if confined and f"dropin:{vmid}" in done.report.unmet:
+        reason = "systemd has not read the file that confines its memory"
+        if policy.strict:
+            return _refuse(node, sighting, phase, reason)
+        say(f"VM {vmid} starts unconfined: {reason}")
     claim = done.claims.get(vmid)
     if phase == "pre-start" and claim is not None and claim.policy.compact:
         _compact(node, sighting, claim)
@@ -92,13 +109,17 @@ def run(root: Root, vmid: int, phase: str, environ: Mapping[str, str]) -> int:
 
 
 def _refuse(node: Node, sighting: Sighting, phase: str, reason: str) -> int:
-    vmid, machine = sighting.vmid, sighting.machine
-    strict = machine is not None and node.settings.policy(vmid, machine.tags).strict
-    if strict and phase == "pre-start":
+    vmid = sighting.vmid
+    if _policy(node, sighting).strict and phase == "pre-start":
         say(f"VM {vmid} is refused, as its policy is strict: {reason}")
         return Exit.REFUSED
     say(f"VM {vmid} runs unplaced: {reason}")
     return Exit.DONE
+
+
+def _policy(node: Node, sighting: Sighting) -> Policy:
+    """The VM's; one whose configuration cannot be read has what its VMID alone says."""
+    return node.settings.policy(sighting.vmid, sighting.machine.tags if sighting.machine else ())
 
 
 def _compact(node: Node, sighting: Sighting, claim: Claim) -> None:

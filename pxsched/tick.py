@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
+from pxsched import lock
 from pxsched.errors import UserError
 from pxsched.guest.process import RUN_DIR
 from pxsched.ledger import file as ledgers
-from pxsched.ledger import lock
-from pxsched.ledger.lock import Locked
+from pxsched.lock import Locked
 from pxsched.node import settle
 from pxsched.node import sighting as nodes
 from pxsched.node.balancing import Balancer, Result

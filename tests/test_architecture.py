@@ -14,9 +14,10 @@ PRODUCT = CHECKOUT / "pxsched"
 
 # From the ground floor up; what stands on one line knows nothing of its neighbours.
 FLOORS = (
-    "errors output value version",
+    "errors output patience value version",
     "stored child",
     "root",
+    "lock state",
     "host",
     "settings guest",
     "placement balance shape",

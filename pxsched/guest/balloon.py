@@ -4,11 +4,12 @@ Rules: QEMU's virtio-balloon (`guest-stats` of the device Proxmox calls balloon0
 Statistics come from the guest: every number is bounded by what the VM was given, and none is trusted.
 """
 
+import math
 import threading
 import time
 from collections.abc import Iterable, Mapping
 
-from pxsched.guest.qmp import Json, Qmp, QmpError, QmpProtocol
+from pxsched.guest.qmp import Json, Qmp, QmpError, QmpProtocol, QmpRefused
 from pxsched.root import Root
 from pxsched.value import Value
 
@@ -77,6 +78,43 @@ def read(root: Root, vmid: int, *, patience_s: float) -> Reading | str:
         return str(error)
 
 
+def hand_over(root: Root, vmid: int, low_mib: int, high_mib: int, *, patience_s: float) -> int:
+    """Leaves the guest what it needs, for whoever moves its balloon from now on; gives the size it was told.
+
+    low_mib, high_mib: its configured bounds. Raises QmpError.
+    """
+    with Qmp(root, vmid, patience_s=patience_s) as qmp:
+        actual = _actual_bytes(qmp.execute("query-balloon"))
+        try:
+            stats = qmp.execute("qom-get", {"path": DEVICE, "property": "guest-stats"})
+        except QmpRefused:
+            stats = None
+        target_mib = needed_mib(_reading(actual, stats, time.time()), low_mib, high_mib)
+        qmp.execute("balloon", {"value": target_mib * MIB})
+        return target_mib
+
+
+# What a guest keeps beyond what it uses when its balloon is handed over: MiB, and a share of its memory.
+SPARE_MIB, SPARE_PERCENT = 300, 15
+# Statistics older than this tell nothing of the guest as it is.
+STALE_S = 60.0
+
+
+def needed_mib(reading: Reading, low_mib: int, high_mib: int) -> int:
+    """What a guest can be left with: never less than it has, it uses, and is configured; all that it may have
+    where nothing is known of it.
+    """
+    high_mib = max(high_mib, low_mib)
+    if reading.age_s is None or reading.age_s > STALE_S:
+        return high_mib
+    used_mib = reading.total_mib - reading.available_mib
+    # What the guest counts as its total lacks what its kernel keeps for itself.
+    hidden_mib = max(0.0, reading.actual_mib - reading.total_mib)
+    spare_mib = max(SPARE_MIB, high_mib * SPARE_PERCENT // 100)
+    needed = math.ceil(max(low_mib, reading.actual_mib, used_mib + hidden_mib + spare_mib))
+    return min(needed, max(high_mib, math.ceil(reading.actual_mib)))
+
+
 def actual_mib(root: Root, vmid: int, *, patience_s: float) -> int:
     """What the balloon leaves the guest now. Raises QmpError."""
     with Qmp(root, vmid, patience_s=patience_s) as qmp:
@@ -101,7 +139,7 @@ def _reading(actual_bytes: int, answer: Json, now_s: float) -> Reading:
     actual = actual_bytes / MIB
     stats = answer.get("stats") if isinstance(answer, dict) else None
     updated = answer.get("last-update") if isinstance(answer, dict) else None
-    if not isinstance(stats, dict) or type(updated) is not int or updated <= 0:
+    if not isinstance(stats, dict) or type(updated) is not int or not 0 < updated < 1 << 60:
         return Reading(actual)
     total, available = _bytes(stats, "stat-total-memory"), _bytes(stats, "stat-available-memory")
     if total is None or available is None:

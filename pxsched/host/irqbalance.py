@@ -18,6 +18,7 @@ import struct
 import time
 from collections.abc import Collection, Iterator
 
+from pxsched import patience
 from pxsched.host import cpulist
 from pxsched.root import Root
 from pxsched.value import Value
@@ -68,6 +69,7 @@ class Running(Value):
 _deaf_until: dict[Daemon, float] = {}
 _unanswered: list[socket.socket] = []
 _asked_cpus: dict[Daemon, tuple[str, float]] = {}
+_said: dict[Daemon, Setup] = {}
 
 
 def find(root: Root) -> Daemon | None:
@@ -107,13 +109,22 @@ def start_of(root: Root, pid: int) -> int | None:
 
 def setup(root: Root, daemon: Daemon) -> Setup:
     """Raises OSError when it does not answer, or not in its form."""
+    _said.clear()  # of one that has ended, too
     answer = _ask(root, daemon, "setup")
     match = re.fullmatch(r"SLEEP (\d+) (.*)BANNED ([0-9a-f,]+)", answer, re.ASCII)
     if match is None:
         raise OSError(errno.EPROTO, f"irqbalance said {answer[:40]!r}")
     irqs = tuple(int(number) for number in re.findall(r"IRQ (\d+) ", match[2]))
     asked, until = _asked_cpus.get(daemon, ("", 0.0))
-    return Setup(int(match[1]), irqs, asked if time.monotonic() < until else match[3])
+    _said[daemon] = Setup(int(match[1]), irqs, asked if time.monotonic() < until else match[3])
+    return _said[daemon]
+
+
+def known(root: Root, pid: int, start_ticks: int) -> Setup | None:
+    """What that run of the daemon said when this process last asked; None when it did not answer."""
+    if start_of(root, pid) != start_ticks:
+        return None
+    return next((said for daemon, said in _said.items() if daemon.pid == pid), None)
 
 
 def ban(root: Root, daemon: Daemon, irqs: Collection[int]) -> None:
@@ -144,6 +155,7 @@ def ban_cpus(root: Root, daemon: Daemon, mask: str) -> None:
     interval_s = setup(root, daemon).interval_s
     _ask(root, daemon, request)
     _asked_cpus[daemon] = (mask, time.monotonic() + interval_s + 1)
+    setup(root, daemon)
 
 
 def _ban_request(irqs: Collection[int]) -> str:
@@ -203,7 +215,7 @@ def _peer(connection: socket.socket) -> tuple[int, int]:
 
 def _ask(root: Root, daemon: Daemon, request: str) -> str:
     """One request and its answer. Raises OSError; after one TimeoutError at once again, for a while."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience.left(PATIENCE_S)
     late = TimeoutError(errno.ETIMEDOUT, "irqbalance does not answer")
     if time.monotonic() < _deaf_until.get(daemon, 0.0):
         raise late

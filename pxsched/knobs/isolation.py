@@ -122,6 +122,10 @@ class SliceCpus(_HostCpus):
     kind = "slice"
     names = UNITS
 
+    @property
+    def peer(self) -> str:
+        return systemd.NAME
+
     def read(self, root: Root) -> str:
         if cgroup.version(root) is cgroup.Version.V2 and not cgroup.exists(root, self.name):
             return systemd.runtime_property(root, self.name, _PROPERTY)

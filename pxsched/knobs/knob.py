@@ -34,6 +34,14 @@ class Knob(Value):
     rank = Rank.DEVICE
 
     @property
+    def peer(self) -> str:
+        """Whom a write waits for: another program, such as QEMU. Empty: nobody, as the kernel does it.
+
+        To read a knob never takes an answer of somebody else's.
+        """
+        return ""
+
+    @property
     def key(self) -> str:
         return f"{self.kind}:" + ",".join(str(value) for _, value in items(self))
 
@@ -51,6 +59,10 @@ class Knob(Value):
     def original(self, root: Root) -> str:
         """The value to put back later, where that says more than `read` does."""
         return self.read(root)
+
+    def put_back(self, root: Root, original: str) -> None:
+        """Ends our holding it. Raises Gone or OSError."""
+        self.write(root, original)
 
     def present(self, root: Root) -> bool:
         """Whether the object is the one the key means; `read` may take that for granted, `write` never."""

@@ -6,6 +6,7 @@ the running scope moves the pages that are already there.
 """
 
 import errno
+import fcntl
 import os
 import re
 from collections.abc import Iterator
@@ -22,11 +23,18 @@ _FILES = {"AllowedCPUs": "cpuset.cpus", "AllowedMemoryNodes": "cpuset.mems"}
 _FILE = re.compile(r"AllowedCPUs=([\d,-]*)\nAllowedMemoryNodes=([\d,-]*)\n", re.ASCII)
 
 
-class DropIn(Knob):
+class _Scope(Knob):
+    rank = Rank.CPUSET
+
+    @property
+    def peer(self) -> str:
+        return systemd.NAME
+
+
+class DropIn(_Scope):
     """What the scope will be confined to when it starts: `CPUS NODES`, or nothing."""
 
     kind = "dropin"
-    rank = Rank.CPUSET
 
     vmid: int
 
@@ -75,11 +83,10 @@ class DropIn(Knob):
         return f"{_UNITS}/{self.vmid}.scope.d/pxsched.conf"
 
 
-class MemoryNodes(Knob):
+class MemoryNodes(_Scope):
     """The nodes that a running scope's memory may come from; nothing where all may."""
 
     kind = "memory-nodes"
-    rank = Rank.CPUSET
 
     vmid: int
 
@@ -97,7 +104,7 @@ class MemoryNodes(Knob):
         return cpulist.parse(now) == cpulist.parse(want)
 
 
-class Partition(Knob):
+class Partition(_Scope):
     """The CPUs that are the scope's alone, taken from all other groups; nothing where it shares.
 
     A remote `isolated` partition (Linux 6.7): every group above names the CPUs in cpuset.cpus.exclusive.
@@ -105,7 +112,6 @@ class Partition(Knob):
     """
 
     kind = "partition"
-    rank = Rank.CPUSET
 
     vmid: int
 
@@ -129,14 +135,15 @@ class Partition(Knob):
             file.write(root, f"{base}/cpuset.cpus.exclusive", "")
         with _as_knob(self.key):
             _set(root, self.vmid, "AllowedCPUs", value)
-            if not value:
-                _offer(root, frozenset())
-                return
-            if not root.exists(f"{base}/cpuset.cpus.exclusive"):
-                raise OSError(errno.EOPNOTSUPP, "needs cgroup v2 and Linux 6.7")
-            _offer(root, cpulist.parse(value))
+        if not value:
+            _offer(root, frozenset())
+            return
+        if not root.exists(f"{base}/cpuset.cpus.exclusive"):
+            raise OSError(errno.EOPNOTSUPP, "needs cgroup v2 and Linux 6.7")
+        with _above(root):
+            _offer(root, cpulist.parse(value), locked=True)
             file.write(root, f"{base}/cpuset.cpus.exclusive", value)
-            file.write(root, f"{base}/cpuset.cpus.partition", "isolated")
+        file.write(root, f"{base}/cpuset.cpus.partition", "isolated")
 
     def _base(self, root: Root) -> str:
         group = cgroup.scope(self.vmid)
@@ -153,8 +160,27 @@ def _set(root: Root, vmid: int, name: str, value: str) -> None:
         cgroup.clear(root, cgroup.scope(vmid), _FILES[name])
 
 
-def _offer(root: Root, more: frozenset[int]) -> None:
+@contextmanager
+def _above(root: Root) -> Iterator[None]:
+    """What the groups above a partition name is one process's to change: it depends on all partitions."""
+    try:
+        fd = os.open(root.path(cgroup.path(root, "qemu.slice")), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # no VM has ever run
+        yield
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _offer(root: Root, more: frozenset[int], *, locked: bool = False) -> None:
     """Has qemu.slice name the CPUs of all partitions in it, so that each of them may take its own."""
+    if not locked:
+        with _above(root):
+            _offer(root, more, locked=True)
+        return
     base = cgroup.path(root, "qemu.slice")
     if not root.exists(f"{base}/cpuset.cpus.exclusive"):
         return

@@ -17,11 +17,10 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
-from pxsched import stored
+from pxsched import lock, stored
 from pxsched.errors import UserError
 from pxsched.ledger import claim as claims
 from pxsched.ledger import journal as journals
-from pxsched.ledger import lock
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.journal import Entries, Journal
 from pxsched.ledger.lazy import Block, Lazy

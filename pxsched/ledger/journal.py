@@ -1,8 +1,9 @@
 """What every knob was before we turned it, by the knob's key; kept by owner, so that a hook reads its own."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from functools import partial
+from typing import Any, NamedTuple
 
 from pxsched import stored
 from pxsched.ledger.lazy import Lazy
@@ -11,10 +12,22 @@ from pxsched.stored import Damaged
 NODE = 0  # the owner of knobs that belong to no single VM
 
 
+class Lease(NamedTuple):
+    """The process that turns a knob at the moment, without the ledger's lock. until_ns: boot time of its end,
+    whatever becomes of the process.
+    """
+
+    pid: int
+    start_ticks: int
+    until_ns: int
+
+
 class Entry(NamedTuple):
     """One knob we hold. owner: a VMID, or NODE. since_ns, drifted_ns: boot time of our first turn, and of
     when something else turned it last (None: never); drifts: how often. note: why it is not as wanted.
     leaving: it is being put back; where a pass was killed meanwhile, it may look as wanted and be so in part.
+    lease: of the process that has it in hand; no other turns it then. failures: of its peer in a row, after
+    which it is left alone until retry_ns, boot time.
     """
 
     owner: int
@@ -26,6 +39,9 @@ class Entry(NamedTuple):
     drifts: int = 0
     note: str = ""
     leaving: bool = False
+    lease: Lease | None = None
+    failures: int = 0
+    retry_ns: int = 0
 
 
 Entries = Mapping[str, Entry]
@@ -119,8 +135,11 @@ def encode(entries: Entries) -> str:
 
 
 def _out(entry: Entry) -> list[object]:
-    """Without the owner, which stands before the text; `leaving` only where it is true."""
-    return list(entry[1:] if entry.leaving else entry[1:-1])
+    """Without the owner, which stands before the text, and without what is mostly so at the end."""
+    values: list[object] = list(entry[1:])
+    while len(values) > _FEWEST and values[-1] == _DEFAULTS[len(values)]:
+        values.pop()
+    return values
 
 
 def decode(owner: int, text: str) -> Entries:
@@ -133,14 +152,26 @@ def decode(owner: int, text: str) -> Entries:
     return found
 
 
-_TYPES = tuple(
-    [str, str, str, int, drifted, int, str, *leaving]
-    for drifted in (int, type(None))
-    for leaving in ((), (bool,))
-)
+def _lease(body: object) -> Lease:
+    pid, start_ticks, until_ns = (stored.integer(value) for value in stored.listed(body, 3))
+    return Lease(pid, start_ticks, until_ns)
+
+
+# What is read of each field but the owner.
+_READ: tuple[Callable[[object], object], ...] = (
+    stored.text, stored.text, stored.text, stored.integer, partial(stored.maybe, stored.integer),
+    stored.integer, stored.text, stored.truth, partial(stored.maybe, _lease), stored.integer, stored.integer,
+)  # fmt: skip
+_DEFAULTS = {place: Entry._field_defaults.get(name) for place, name in enumerate(Entry._fields)}
+_FEWEST = len(Entry._fields) - len(Entry._field_defaults) - 1
 
 
 def _in(owner: int, body: object) -> Entry:
-    if not isinstance(body, list) or [type(value) for value in body] not in _TYPES:
+    values = stored.listed(body, len(_READ))
+    if len(values) < _FEWEST:
         raise Damaged(f"a knob of {owner}")
-    return Entry(owner, *body)
+    try:
+        known: list[Any] = [read(value) for read, value in zip(_READ, values, strict=False)]
+    except ValueError as error:
+        raise Damaged(f"a knob of {owner}: {error}") from error
+    return Entry(owner, *known)

@@ -17,7 +17,7 @@ from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.file import Ledger
 from pxsched.node import claims as claiming
-from pxsched.node import measuring, settle
+from pxsched.node import measuring, settle, turning
 from pxsched.node.others import Seen
 from pxsched.node.reconcile import Report, reconcile
 from pxsched.node.sighting import Node, Sighting
@@ -114,7 +114,7 @@ class Balancer:
             }
         memory = self._coordinate(node, ledger, sightings, now_s)
         result = self._apply(node, ledger, sightings, moves, memory, interval.uses)
-        _forget_told(node.root, ledger)
+        _forget_told(node.root)
         self._note(result, now_s)
         return result
 
@@ -193,6 +193,7 @@ class Balancer:
             ]
             plan = settle.wanted(node, held, seen)
             report = reconcile(node.root, held, plan.settings, {sighting.vmid for sighting in seen})
+        turning.run(node.root, report)
         return Result(report, made, memory.targets if memory else ())
 
     def _note(self, result: Result, now_s: float) -> None:
@@ -276,14 +277,12 @@ def _sizes(ledger: Ledger, memory: "balloon.Outcome | None") -> dict[int, int | 
     return sizes
 
 
-def _forget_told(root: Root, ledger: Ledger) -> None:
+def _forget_told(root: Root) -> None:
     """Forgets what guests were told that are gone."""
     if root.exists(BALLOONS):
         from pxsched.knobs import balloon as knob
 
-        if knob.told(root).keys() - ledger.claims.keys():
-            with ledgers.locked(root) as held:
-                knob.forget_others(root, set(held.claims))
+        knob.forget_others(root, ledgers.peek(root).claims)
 
 
 # What changes in the ledger.

@@ -17,6 +17,7 @@ from pxsched.ledger.claim import Claim, State, dedicated
 from pxsched.ledger.file import Ledger
 from pxsched.node.sighting import Node, Sighting
 from pxsched.placement.request import Holding, Placement, Refused, Request, VmClass
+from pxsched.root import Root
 from pxsched.settings.policy import Policy, Wish
 from pxsched.value import replace
 
@@ -112,11 +113,12 @@ def update(
     """Brings the claims up to date with what was seen, and drops those whose VM is gone.
 
     Exclusive wishes come first, so that many VMs found at once fit whatever their order. Never raises for one
-    VM: a refusal is kept under its VMID.
+    VM: a refusal is kept under its VMID. A sighting that is out of date changes nothing.
     """
     changes = Changes()
-    seen = {sighting.vmid: sighting for sighting in sightings}
-    _forget_dead(node, ledger, seen, changes)
+    sightings = list(sightings)
+    seen = {one.vmid: one for one in sightings if _is_current(node.root, ledger.claims.get(one.vmid), one)}
+    _forget_dead(node, ledger, [one.vmid for one in sightings], seen, changes)
     wishes = []
     for sighting in seen.values():
         machine = sighting.machine
@@ -127,8 +129,6 @@ def update(
             continue
         if not _opted_in(before, sighting) or not (sighting.process or sighting.starter):
             continue
-        if before is None and sighting.process and not process.alive(node.root, sighting.process):
-            continue  # it ended after we looked, and its post-stop was quicker
         policy = node.settings.policy(sighting.vmid, machine.tags)
         nodes = (device_nodes or {}).get(sighting.vmid, frozenset())
         wish = request(
@@ -152,12 +152,25 @@ def update(
     return changes
 
 
-def _forget_dead(node: Node, ledger: Ledger, seen: Mapping[int, Sighting], changes: Changes) -> None:
-    """Drops the claims of VMs that were looked at and are gone. Those that look for a place want to know that
-    of the others, too, where these own CPUs or are about to take memory.
+def _is_current(root: Root, before: Claim | None, sighting: Sighting) -> bool:
+    """Whether the process that was seen is still the VM's, which is asked wherever the claim says otherwise.
+
+    Sightings are older than the lock: since then the VM may have ended, and a hook have claimed CPUs for its
+    next start.
+    """
+    if sighting.process is None or (before is not None and before.process == sighting.process):
+        return True
+    return process.find(root, sighting.vmid) == sighting.process
+
+
+def _forget_dead(
+    node: Node, ledger: Ledger, vmids: Iterable[int], seen: Mapping[int, Sighting], changes: Changes
+) -> None:
+    """Drops the claims of these VMs that are gone. Those that look for a place want to know that of the
+    others, too, where these own CPUs or are about to take memory.
     """
     newcomers = any(vmid not in ledger.claims for vmid in seen)
-    asked = dict.fromkeys(vmid for vmid in seen if vmid in ledger.claims)
+    asked = dict.fromkeys(vmid for vmid in vmids if vmid in ledger.claims)
     if newcomers:
         asked |= dict.fromkeys(ledger.felt())
     for vmid in asked:

@@ -9,7 +9,7 @@ from pxsched.knobs.thread import ThreadAffinity
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.journal import NODE
-from pxsched.node import settle
+from pxsched.node import claims, settle, views
 from pxsched.node import sighting as nodes
 from pxsched.node.sighting import Node
 from pxsched.placement.request import Refused
@@ -42,13 +42,13 @@ def plan(node: Node, vmid: int) -> Plan:
     )
     if sighting.machine is None:
         raise UserError(f"there is no VM {vmid} on node {node.name}")
-    changes, seen = settle.decide(node, ledger, [sighting])
+    changes = claims.update(node, ledger, [sighting], views.device_nodes(node, [sighting]))
     if vmid in changes.refused:
         raise Refused(changes.refused[vmid])
     nobody = ThreadAffinity(_NOBODY.pid, _NOBODY.start_ticks)
     settings = [
         PlannedSetting(setting.knob.key, now(node.root, setting.knob.key), setting.want)
-        for setting in settle.wanted(node, ledger, seen.values()).settings
+        for setting in settle.wanted(node, ledger, [sighting]).settings
         if setting.owner in (vmid, NODE) and setting.knob != nobody
     ]
     return Plan(ledger.claims[vmid], tuple(settings))

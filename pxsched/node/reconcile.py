@@ -5,19 +5,28 @@
     journalled but no longer desired  -> put the original value back, forget it
 
 A crash at any point leaves the original in the journal, and running the same again finishes the work.
+
+Here is what happens under the ledger's lock: deciding, journalling, and what the kernel does at once. Knobs
+that another program turns for us are only entered, with a lease; `node/turning.py` does the rest.
 """
 
-from collections.abc import Collection, Iterable
+import os
+from collections.abc import Collection, Iterable, Mapping
 
 from pxsched.errors import UserError
+from pxsched.guest import process
+from pxsched.guest.process import Process
 from pxsched.knobs import knob as knobs
 from pxsched.knobs.knob import Gone, Knob, Rank
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.file import Ledger
-from pxsched.ledger.journal import Entry
+from pxsched.ledger.journal import Entry, Lease
 from pxsched.plugins.view import Setting
 from pxsched.root import Root
 from pxsched.value import Value
+
+# Longer than any pass takes to turn what waits for others.
+LEASE_NS = 60 * 10**9
 
 
 class Turn(Value):
@@ -31,35 +40,131 @@ class Turn(Value):
     drifted: bool = False
 
 
+class Errand(Value):
+    """A knob that another program turns. entry: as the journal has it; restore: it is put back."""
+
+    knob: Knob
+    entry: Entry
+    restore: bool
+    drifted: bool = False
+
+
 class Report:
-    """What one reconciliation did: writes, values put back, and what the kernel did not take."""
+    """What one reconciliation did: writes, values put back, and what the kernel did not take.
+
+    errands: what remains to be done without the lock; threads, stale_threads: what has to wait for them.
+    unmet: the keys of knobs that are not as wanted, as their peer does not answer or another process has
+    them in hand.
+    """
 
     def __init__(self) -> None:
         self.turned: list[Turn] = []
         self.restored: list[Turn] = []
         self.failed: list[str] = []  # each said once, not at every pass
+        self.errands: list[Errand] = []
+        self.threads: list[Setting] = []
+        self.stale_threads: list[str] = []
+        self.unmet: set[str] = set()
 
 
 def reconcile(
-    root: Root, ledger: Ledger, desired: Iterable[Setting], owners: Collection[int] | None
+    root: Root,
+    ledger: Ledger,
+    desired: Iterable[Setting],
+    owners: Collection[int] | None,
+    *,
+    insist: bool = False,
 ) -> Report:
     """Makes the knobs of these owners (None: of everybody) what is desired; saves the ledger, which must be
-    locked. Raises UserError when the journal cannot be written: then nothing was turned.
+    locked. Whoever calls it runs the report's errands afterwards (`turning.run`).
+
+    insist: try peers that failed lately, too. Raises UserError when the journal cannot be written: then
+    nothing was turned.
     """
     report = Report()
     wanted = {setting.knob.key: setting for setting in desired}
     held = ledger.journal.of(ledger.journal.owners() if owners is None else owners)
     stale = [key for key in held if key not in wanted]
-    values = _read(root, ledger, wanted)
-    moving = _moving_cpusets(ledger, stale, wanted, values)
+    report.unmet = _out_of_reach(ledger, wanted, stale, insist=insist)
+    values = _read(root, ledger, {key: one for key, one in wanted.items() if key not in report.unmet})
+    moving = _moving_cpusets(ledger, [key for key in stale if key not in report.unmet], wanted, values)
     changed, drifted = _journal(root, ledger, wanted, values, moving)
     for key in stale:
-        ledger.journal[key] = ledger.journal[key]._replace(leaving=True)
+        _leave(ledger, key)
+    stale = [key for key in stale if key not in report.unmet]
+    slow = _errands(ledger, report, wanted, changed, stale, drifted)
+    waits = {errand.entry.owner for errand in report.errands if errand.knob.rank is Rank.CPUSET}
+    report.stale_threads = [key for key in stale if _waits(key, ledger.journal[key].owner, waits)]
+    report.threads = [wanted[key] for key in changed if _waits(key, wanted[key].owner, waits)]
+    later = slow | set(report.stale_threads) | {setting.knob.key for setting in report.threads}
     ledgers.save(root, ledger)
-    _restore(root, ledger, stale, report)
-    _apply(root, ledger, [wanted[key] for key in changed], drifted, report)
+    restore(root, ledger, [key for key in stale if key not in later], report)
+    apply(root, ledger, [wanted[key] for key in changed if key not in later], drifted, report)
     ledgers.save(root, ledger)
     return report
+
+
+def _out_of_reach(
+    ledger: Ledger, wanted: Mapping[str, Setting], stale: Iterable[str], *, insist: bool
+) -> set[str]:
+    """The keys of knobs that another process has in hand, or whose peer failed and has its time off."""
+    lent = [key for key, setting in wanted.items() if setting.knob.peer and key in ledger.journal]
+    now_ns = ledgers.now_ns()
+    found = set()
+    for key in (*lent, *stale):
+        entry = ledger.journal[key]
+        # What is no longer wanted is tried at once, however often its turning failed.
+        off = entry.retry_ns > now_ns and not insist and (entry.leaving or key in wanted)
+        if off or (entry.lease is not None and _holds(entry.lease, now_ns)):
+            found.add(key)
+    return found
+
+
+def _holds(lease: Lease, now_ns: int) -> bool:
+    """Whether a process has the knob in hand."""
+    if not now_ns < lease.until_ns <= now_ns + LEASE_NS:
+        return False
+    return process.alive(Root(), Process(lease.pid, lease.start_ticks))
+
+
+def _leave(ledger: Ledger, key: str) -> None:
+    entry = ledger.journal[key]
+    if not entry.leaving:
+        ledger.journal[key] = entry._replace(leaving=True, failures=0, retry_ns=0)
+
+
+def _errands(
+    ledger: Ledger,
+    report: Report,
+    wanted: Mapping[str, Setting],
+    changed: Iterable[str],
+    stale: Iterable[str],
+    drifted: Collection[str],
+) -> set[str]:
+    """Takes a lease of each knob that another program turns, and notes it in the report; gives their keys."""
+    lease: Lease | None = None
+    for key in (*changed, *stale):
+        try:
+            knob = wanted[key].knob if key in wanted else knobs.from_key(key)
+        except ValueError:
+            continue  # `restore` says so
+        if not knob.peer:
+            continue
+        lease = lease or _lease()
+        entry = ledger.journal[key] = ledger.journal[key]._replace(lease=lease)
+        report.errands.append(Errand(knob, entry, key not in wanted, key in drifted))
+    return {errand.knob.key for errand in report.errands}
+
+
+def _lease() -> Lease:
+    pid = os.getpid()
+    us = process.identify(Root(), pid)
+    return Lease(pid, us.start_ticks if us else 0, ledgers.now_ns() + LEASE_NS)
+
+
+def _waits(key: str, owner: int, owners: Collection[int]) -> bool:
+    """Whether it is a thread whose cpuset is turned first: that resets its affinity."""
+    return owner in owners and knobs.rank_of(key) is Rank.THREAD
 
 
 def _read(root: Root, ledger: Ledger, wanted: dict[str, Setting]) -> dict[str, str]:
@@ -71,7 +176,7 @@ def _read(root: Root, ledger: Ledger, wanted: dict[str, Setting]) -> dict[str, s
         except Gone:
             ledger.journal.pop(key, None)
         except OSError as error:
-            _note(ledger, key, error)
+            note(ledger, key, error)
     return values
 
 
@@ -115,7 +220,7 @@ def _journal(
         if entry is not None:
             if (
                 differs
-                and not (entry.note or entry.leaving)
+                and not (entry.note or entry.leaving or entry.lease)
                 and _same(setting.knob, entry.wanted, setting.want)
             ):
                 entry = entry._replace(drifted_ns=now_ns, drifts=entry.drifts + 1)
@@ -123,6 +228,8 @@ def _journal(
             now_wanted = setting.owner, setting.plugin, setting.want
             if (entry.owner, entry.plugin, entry.wanted) != now_wanted:
                 entry = entry._replace(owner=setting.owner, plugin=setting.plugin, wanted=setting.want)
+            if entry.lease is not None:  # of a process that has ended, or of an earlier pass of ours
+                entry = entry._replace(lease=None)
             ledger.journal[key] = entry
         elif differs or disturbed or setting.inherited not in (None, setting.want):
             try:
@@ -143,27 +250,32 @@ def _same(knob: Knob, one: str, other: str) -> bool:
         return False
 
 
-def _restore(root: Root, ledger: Ledger, keys: list[str], report: Report) -> None:
+def restore(root: Root, ledger: Ledger, keys: Iterable[str], report: Report) -> None:
+    """Puts these entries' originals back, and forgets them."""
     for key in sorted(keys, key=knobs.rank_of):
         entry = ledger.journal[key]
         try:
             knob = knobs.from_key(key)
-            knob.write(root, entry.original)
+            knob.put_back(root, entry.original)
         except Gone:
             pass
         except (ValueError, UserError) as error:  # an entry that is not ours, or not this version's
             report.failed.append(f"{key}: {error}")
         except OSError as error:
-            if not _already(root, knob, entry.original):
-                if _note(ledger, key, error):
-                    report.failed.append(f"{key}: cannot be put back to {entry.original!r}: {error.strerror}")
+            if not already(root, knob, entry.original):
+                if note(ledger, key, error):
+                    report.failed.append(not_back(key, entry, error))
                 continue
         else:
             report.restored.append(Turn(key, entry.plugin, entry.owner, entry.wanted, entry.original))
         del ledger.journal[key]
 
 
-def _already(root: Root, knob: Knob, value: str) -> bool:
+def not_back(key: str, entry: Entry, error: OSError) -> str:
+    return f"{key}: cannot be put back to {entry.original!r}: {error.strerror}"
+
+
+def already(root: Root, knob: Knob, value: str) -> bool:
     """Whether a knob that takes no write has that value anyway: we never really turned it."""
     try:
         return knob.same(knob.read(root), value)
@@ -173,10 +285,12 @@ def _already(root: Root, knob: Knob, value: str) -> bool:
         return False  # nobody can say: try again at the next pass
 
 
-def _apply(root: Root, ledger: Ledger, settings: list[Setting], drifted: set[str], report: Report) -> None:
+def apply(
+    root: Root, ledger: Ledger, settings: Iterable[Setting], drifted: Collection[str], report: Report
+) -> None:
+    """Turns these knobs, which are in the journal."""
     for setting in sorted(settings, key=lambda setting: setting.knob.rank):
         knob, key = setting.knob, setting.knob.key
-        entry = ledger.journal[key]
         try:
             before = knob.read(root)
             if knob.same(before, setting.want) and not _half_left(ledger, key):
@@ -187,22 +301,33 @@ def _apply(root: Root, ledger: Ledger, settings: list[Setting], drifted: set[str
             del ledger.journal[key]
             continue
         except OSError as error:
-            if _note(ledger, key, error):
-                report.failed.append(f"{key}: the kernel refused {setting.want!r}: {error.strerror}")
+            if note(ledger, key, error):
+                report.failed.append(refused(key, setting.want, error))
             continue
-        note = "" if knob.same(after, setting.want) else f"the kernel made it {after}"
-        if entry.note != note or entry.leaving:
-            ledger.journal[key] = entry._replace(note=note, leaving=False)
-        if note and entry.note != note:
-            report.failed.append(f"{key}: asked for {setting.want!r}, {note}")
+        taken(ledger, knob, after, report)
         report.turned.append(Turn(key, setting.plugin, setting.owner, before, after, drifted=key in drifted))
 
 
-def _note(ledger: Ledger, key: str, error: OSError) -> bool:
+def refused(key: str, want: str, error: OSError) -> str:
+    return f"{key}: the kernel refused {want!r}: {error.strerror}"
+
+
+def taken(ledger: Ledger, knob: Knob, after: str, report: Report) -> None:
+    """Notes what a write has made of the knob."""
+    key = knob.key
+    entry = ledger.journal[key]
+    said = "" if knob.same(after, entry.wanted) else f"the kernel made it {after}"
+    if (entry.note, entry.leaving) != (said, False) or entry.failures:
+        ledger.journal[key] = entry._replace(note=said, leaving=False, failures=0, retry_ns=0)
+    if said and entry.note != said:
+        report.failed.append(f"{key}: asked for {entry.wanted!r}, {said}")
+
+
+def note(ledger: Ledger, key: str, error: OSError) -> bool:
     """Remembers why a knob is not as wanted; says whether that is news."""
     entry = ledger.journal.get(key)
-    note = error.strerror or str(error)
-    if entry is None or entry.note == note:
+    said = error.strerror or str(error)
+    if entry is None or entry.note == said:
         return False
-    ledger.journal[key] = entry._replace(note=note)
+    ledger.journal[key] = entry._replace(note=said)
     return True

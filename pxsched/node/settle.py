@@ -1,12 +1,14 @@
 """One pass: look, decide who holds what, turn the knobs. The hook, the timer and the commands all do this."""
 
+import time
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.file import Ledger
 from pxsched.ledger.journal import NODE
-from pxsched.node import claims, views
+from pxsched.node import claims, turning, views
 from pxsched.node import sighting as nodes
 from pxsched.node.claims import Changes
 from pxsched.node.reconcile import Report, reconcile
@@ -15,7 +17,12 @@ from pxsched.plugins import registry
 from pxsched.plugins.view import Setting
 from pxsched.root import Root
 from pxsched.stored import Damaged
-from pxsched.value import NOTHING, Value
+from pxsched.value import NOTHING, Value, replace
+
+# Nobody holds the ledger's lock longer than a fraction of a second.
+LOCK_S = 10.0
+# For all that other programs turn, when everything is put back: nobody comes after that.
+RESTORE_S = 30.0
 
 
 class Pass(Value):
@@ -31,33 +38,95 @@ class Pass(Value):
     restless: bool = False
 
 
-def settle(node: Node, sightings: Iterable[Sighting], *, everybody: bool) -> Pass:
-    """Brings claims and knobs up to date with the sightings, under the ledger's lock.
+def settle(
+    node: Node,
+    sightings: Iterable[Sighting],
+    *,
+    everybody: bool,
+    lock_s: float = LOCK_S,
+    patience_s: float = turning.PATIENCE_S,
+) -> Pass:
+    """Brings claims and knobs up to date with the sightings. Whatever somebody else has to answer is asked
+    before the ledger is locked, or after.
 
     everybody: the sightings are of all VMs; entries whose VM is not among them go back, too.
+    lock_s: how long the ledger's lock may take; patience_s: what other programs have to turn, all together.
     Raises UserError when the ledger cannot be used.
     """
     sightings = list(sightings)
+    waits = Waits(lock_s, patience_s)
+    done, crowded = _settle(node, sightings, waits, everybody=everybody)
+    if crowded:
+        # They have to make room for dedicated VMs: they are looked at and placed as well.
+        theirs = [nodes.sight(node.root, vmid, source=source) for vmid, source in crowded.items()]
+        more, _ = _settle(node, theirs, waits, everybody=False)
+        done.changes.placed += more.changes.placed
+        done.changes.dropped += more.changes.dropped
+        done.changes.refused |= more.changes.refused
+        _join(done.report, more.report)
+        done = replace(done, claims={**more.claims, **done.claims}, notes=(*done.notes, *more.notes))
+    return done
+
+
+class Waits(NamedTuple):
+    """How long may be waited: for the ledger's lock, and for other programs."""
+
+    lock_s: float
+    patience_s: float
+
+
+def _settle(
+    node: Node, sightings: list[Sighting], waits: Waits, *, everybody: bool
+) -> tuple[Pass, dict[int, str]]:
+    """A pass, and the VMs whose home was dedicated to another one in it: the node each migrates from."""
+    asked = _ask(node, sightings, memory=everybody)
     lines = None if everybody else [NODE, *(sighting.vmid for sighting in sightings)]
     try:
-        return _settle(node, sightings, lines, everybody=everybody)
+        done, crowded = _turn(node, sightings, asked, lines, waits, everybody=everybody)
     except Damaged:  # a line of others, which this pass need not have looked at
-        return _settle(node, sightings, None, everybody=everybody)
+        done, crowded = _turn(node, sightings, asked, None, waits, everybody=everybody)
+    turning.run(node.root, done.report, patience_s=waits.patience_s, lock_s=waits.lock_s)
+    return done, crowded
 
 
-def _settle(node: Node, sightings: list[Sighting], lines: list[int] | None, *, everybody: bool) -> Pass:
-    """lines: those of the ledger that are checked before anything is done, None for all."""
-    with ledgers.locked(node.root, lines) as ledger:
-        changes, seen = decide(node, ledger, sightings)
+def _ask(node: Node, sightings: list[Sighting], *, memory: bool) -> views.MemoryBytes:
+    """What takes an answer of irqbalance's, or long to read. memory: look where the VMs' memory lies, too."""
+    running = [one.machine for one in sightings if one.machine is not None and one.process is not None]
+    if node.settings.node.device_interrupts or any(machine.hostpci for machine in running):
+        _ = node.irqbalance
+    return views.memory_bytes(node, sightings) if memory else {}
+
+
+def _turn(
+    node: Node,
+    sightings: list[Sighting],
+    memory: views.MemoryBytes,
+    lines: list[int] | None,
+    waits: Waits,
+    *,
+    everybody: bool,
+) -> tuple[Pass, dict[int, str]]:
+    """What is done under the lock. lines: those of the ledger that are checked before, None for all."""
+    with ledgers.locked(node.root, lines, patience_s=waits.lock_s) as ledger:
+        changes = claims.update(node, ledger, sightings, views.device_nodes(node, sightings))
+        seen = {sighting.vmid: sighting for sighting in sightings}
         looked_at = ledger.claims if everybody else [vmid for vmid in seen if vmid in ledger.claims]
         unsure = {vmid for vmid in looked_at if blurred(ledger.claims[vmid], seen.get(vmid))}
         sharp = [sighting for vmid, sighting in seen.items() if vmid not in unsure]
-        plan = wanted(node, ledger, sharp, memory=everybody)
+        plan = wanted(node, ledger, sharp, memory=memory)
         owners = _owners(ledger, seen, changes, everybody) - unsure
         report = reconcile(node.root, ledger, plan.settings, owners)
         notes = [*ledger.warnings, *(note for sighting in seen.values() for note in sighting.notes)]
         held = {vmid: ledger.claims[vmid] for vmid in seen if vmid in ledger.claims}
-        return Pass(changes, report, held, (*notes, *plan.notes), plan.restless)
+        crowded = {vmid: ledger.claims[vmid].source for vmid in claims.displaced(ledger)}
+        return Pass(changes, report, held, (*notes, *plan.notes), plan.restless), crowded
+
+
+def _join(report: Report, more: Report) -> None:
+    report.turned += more.turned
+    report.restored += more.restored
+    report.failed += more.failed
+    report.unmet |= more.unmet
 
 
 def blurred(claim: Claim, sighting: Sighting | None) -> bool:
@@ -65,21 +134,6 @@ def blurred(claim: Claim, sighting: Sighting | None) -> bool:
     read, or a hook was there after we looked.
     """
     return sighting is None or sighting.machine is None or sighting.process != claim.process
-
-
-def decide(node: Node, ledger: Ledger, sightings: list[Sighting]) -> tuple[Changes, dict[int, Sighting]]:
-    """Updates the claims; VMs that must make room for dedicated ones are looked at and placed as well."""
-    seen = {sighting.vmid: sighting for sighting in sightings}
-    near = views.device_nodes(node, seen.values())
-    changes = claims.update(node, ledger, seen.values(), near)
-    for vmid in claims.displaced(ledger):
-        sighting = nodes.sight(node.root, vmid, source=ledger.claims[vmid].source)
-        seen[vmid] = sighting
-        more = claims.update(node, ledger, [sighting], views.device_nodes(node, [sighting]))
-        changes.placed += more.placed
-        changes.dropped += more.dropped
-        changes.refused |= more.refused
-    return changes, seen
 
 
 class Wanted(Value):
@@ -90,9 +144,11 @@ class Wanted(Value):
     restless: bool
 
 
-def wanted(node: Node, ledger: Ledger, sightings: Iterable[Sighting], *, memory: bool = False) -> Wanted:
-    """What is wanted for these VMs and for the node. memory: look where the VMs' memory lies, too."""
-    vms = views.vm_views(node, ledger, sightings, memory=memory)
+def wanted(
+    node: Node, ledger: Ledger, sightings: Iterable[Sighting], *, memory: views.MemoryBytes = NOTHING
+) -> Wanted:
+    """What is wanted for these VMs and for the node. memory: where the VMs' lies, as far as it was looked."""
+    vms = views.vm_views(node, ledger, sightings, memory)
     host = views.host_view(node, ledger, vms)
     settings = list(registry.of_node(host))
     notes: list[str] = []
@@ -109,7 +165,18 @@ def _owners(ledger: Ledger, seen: dict[int, Sighting], changes: Changes, everybo
 
 
 def restore_all(root: Root) -> Report:
-    """Puts back every value we hold, and forgets all claims."""
-    with ledgers.locked(root) as ledger:
-        ledger.claims.clear()
-        return reconcile(root, ledger, (), None)
+    """Puts back every value we hold, and forgets all claims; waits for what another process has in hand."""
+    deadline_s = time.monotonic() + RESTORE_S
+    report = Report()
+    while True:
+        with ledgers.locked(root) as ledger:
+            ledger.claims.clear()
+            more = reconcile(root, ledger, (), None, insist=True)
+            lent = {key for key in more.unmet if key in ledger.journal and ledger.journal[key].lease}
+        turning.run(root, more, patience_s=RESTORE_S)
+        report.unmet.clear()
+        _join(report, more)
+        if not lent or time.monotonic() > deadline_s:
+            report.failed += [f"{key}: another process has it in hand" for key in sorted(lent)]
+            return report
+        time.sleep(0.1)

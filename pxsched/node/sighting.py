@@ -20,6 +20,7 @@ from pxsched.settings.files import Settings
 from pxsched.value import Value
 
 if TYPE_CHECKING:
+    from pxsched.host.irqbalance import Running
     from pxsched.host.memory import NodeMemory
 
 
@@ -60,6 +61,13 @@ class Node(Value):
         from pxsched.host import memory
 
         return memory.read(self.root)
+
+    @cached_property
+    def irqbalance(self) -> "Running | None":
+        """The daemon and what it says; None where there is none. It is asked once a pass."""
+        from pxsched.host import irqbalance
+
+        return irqbalance.look(self.root)
 
     @cached_property
     def housekeeping(self) -> frozenset[int]:

@@ -1,9 +1,9 @@
 """Reads what the plugins need to know: only of the VMs at hand, and only what they can have."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from pxsched.guest.config import Machine
+from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim, State
 from pxsched.ledger.file import Ledger
 from pxsched.node.sighting import Node, Sighting
@@ -11,33 +11,44 @@ from pxsched.placement.request import VmClass
 from pxsched.plugins.view import HostView, VmView
 from pxsched.root import Root
 from pxsched.settings.policy import Isolation, MemoryMode
-from pxsched.value import replace
+from pxsched.value import NOTHING, replace
 
 if TYPE_CHECKING:
     from pxsched.host.frequency import FrequencyPolicy
 
 
+MemoryBytes: TypeAlias = "Mapping[int, Mapping[int, int] | None]"  # by VMID and node
+
+
 def vm_views(
-    node: Node, ledger: Ledger, sightings: Iterable[Sighting], *, memory: bool = False
+    node: Node, ledger: Ledger, sightings: Iterable[Sighting], memory: MemoryBytes = NOTHING
 ) -> list[VmView]:
-    """The VMs that hold a claim and whose configuration was read. memory: look where theirs lies, too."""
-    looks = memory and len(node.topology.nodes) > 1
+    """The VMs that hold a claim and whose configuration was read. memory: as `memory_bytes` gives it."""
     views = []
     for sighting in sightings:
         claim = ledger.claims.get(sighting.vmid)
         if claim is not None and sighting.machine is not None:
-            memory_bytes = _memory_bytes(node.root, claim, sighting.machine) if looks else None
-            views.append(_vm_view(node.root, claim, sighting, memory_bytes))
+            views.append(_vm_view(node.root, claim, sighting, memory.get(sighting.vmid)))
     return views
 
 
-def _memory_bytes(root: Root, claim: Claim, machine: Machine) -> Mapping[int, int] | None:
+def memory_bytes(node: Node, sightings: Iterable[Sighting]) -> MemoryBytes:
+    """Where the memory of VMs lies that care. The kernel may walk all of it to say so, which takes long."""
+    if len(node.topology.nodes) < 2:
+        return {}
     from pxsched.host import memory
 
-    if claim.process is None or claim.policy.memory is MemoryMode.OFF:
-        return None
-    hugepages = machine.hugepage_mib is not None
-    return memory.of_vm(root, claim.vmid, claim.process.pid, hugepages=hugepages)
+    claims = ledgers.peek(node.root).claims
+    return {
+        one.vmid: memory.of_vm(
+            node.root, one.vmid, one.process.pid, hugepages=one.machine.hugepage_mib is not None
+        )
+        for one in sightings
+        if one.process is not None
+        and one.machine is not None
+        and (one.opted_in or one.vmid in claims)
+        and node.settings.policy(one.vmid, one.machine.tags).memory is not MemoryMode.OFF
+    }
 
 
 def _vm_view(root: Root, claim: Claim, sighting: Sighting, memory_bytes: Mapping[int, int] | None) -> VmView:
@@ -77,7 +88,7 @@ def host_view(node: Node, ledger: Ledger, vms: Iterable[VmView]) -> HostView:
         memory=node.memory if allocating else (),
     )
     if settings.device_interrupts or any(vm.interrupts for vm in vms):
-        return _with_interrupts(root, view)
+        return _with_interrupts(node, view)
     return view
 
 
@@ -88,10 +99,11 @@ def _frequency(root: Root, claims: Mapping[int, Claim]) -> "tuple[FrequencyPolic
     return frequency.read(root, governor.cpus(claims))
 
 
-def _with_interrupts(root: Root, view: HostView) -> HostView:
-    from pxsched.host import interrupts, irqbalance
+def _with_interrupts(node: Node, view: HostView) -> HostView:
+    from pxsched.host import interrupts
 
-    view = replace(view, irqbalance=irqbalance.look(root))
+    root = node.root
+    view = replace(view, irqbalance=node.irqbalance)
     dedicated = any(claim.placement.vm_class is VmClass.DEDICATED for claim in view.claims.values())
     if not view.node.device_interrupts or not dedicated:
         return view

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from pxsched.ledger import file as ledger
+from pxsched.ledger.claim import State
 from pxsched.node import settle
 from pxsched.node import sighting as node
 from pxsched.node.sightings import Sightings
@@ -84,3 +85,35 @@ def test_a_pass_that_looked_before_a_hook_came_undoes_nothing(host):
     host.stop(100)
     settle.settle(node.open_node(root), late, everybody=True)
     assert host.leftovers() == []
+
+
+def test_a_pass_that_saw_the_last_run_turns_nothing_of_the_next(host):
+    root = Root(host.sandbox.root)
+    host.started(100, cores=2, affinity="1,0")
+    late = Sightings(root).look(ledger.peek(root))
+    host.stop(100)
+    host.start(100)
+    before = ledger.peek(root)
+    settle.settle(node.open_node(root), late, everybody=True)
+    assert host.masks(100) == ["1", "0"]
+    after = ledger.peek(root)
+    assert dict(after.claims) == dict(before.claims) and dict(after.journal) == dict(before.journal)
+
+
+def test_a_pass_that_saw_the_last_run_leaves_the_cpus_to_the_next(host):
+    """Between pre-start and QEMU the claim is all there is: without it the CPUs are somebody else's."""
+    root, mine = Root(host.sandbox.root), os.sched_getaffinity(0)
+    host.settings('[defaults]\nclass = "dedicated"\ncpus = "1"\nstrict = true\n[node]\nhousekeeping = "0"\n')
+    host.started(100, cores=1)
+    late = Sightings(root).look(ledger.peek(root))
+    host.stop(100)
+    try:
+        assert host.hook(100, "pre-start").returncode == 0  # this process is about to start it
+        settle.settle(node.open_node(root), late, everybody=True)
+        claim = ledger.peek(root).claims[100]
+        assert (claim.state, claim.process) == (State.STARTING, None)
+        host.create(101, cores=1)
+        assert "exclusive" in host.hook(101, "pre-start").stdout
+    finally:
+        host.pxsched("restore", "--all")
+    assert os.sched_getaffinity(0) == mine

@@ -17,6 +17,7 @@ from pxsched.knobs.irqbalance import BANNED, FREE, CpuBan, InterruptBan
 from pxsched.knobs.knob import Gone, from_key
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.file import Ledger
+from pxsched.node import turning
 from pxsched.node.reconcile import Report, reconcile
 from pxsched.plugins.interrupts import bannable
 from pxsched.plugins.view import Setting
@@ -25,7 +26,9 @@ from pxsched.root import Root
 from .conftest import ADMINS, HOSTS, OURS, UNTOUCHED, Irqbalance
 
 
-def pass_over(running: Irqbalance, ours: Collection[int], *, vmid: int = 100) -> tuple[Report, Ledger]:
+def pass_over(
+    running: Irqbalance, ours: Collection[int], *, vmid: int = 100, insist: bool = False
+) -> tuple[Report, Ledger]:
     """One pass of ours that wants these interrupts banned."""
     seen = irqbalance.look(running.root)
     daemon = seen.daemon if seen else None
@@ -35,7 +38,9 @@ def pass_over(running: Irqbalance, ours: Collection[int], *, vmid: int = 100) ->
         if daemon
     ]
     with ledgers.locked(running.root) as ledger:
-        return reconcile(running.root, ledger, settings, None), ledger
+        report = reconcile(running.root, ledger, settings, None, insist=insist)
+    turning.run(running.root, report)
+    return report, ledgers.peek(running.root)
 
 
 class TestBans:
@@ -164,6 +169,8 @@ class TestSilence:
         assert running.process.poll() is None
         irqbalance._deaf_until.clear()
         _report, ledger = pass_over(running, ())
+        assert len(ledger.journal) == len(OURS), "who failed is left alone for a while"
+        _report, ledger = pass_over(running, (), insist=True)
         assert ledger.journal == {}
         assert running.bans == {ADMINS}
 
@@ -262,6 +269,7 @@ from pxsched.ledger import file as ledgers
 from pxsched.host import irqbalance
 from pxsched.knobs.irqbalance import BANNED, InterruptBan
 from pxsched.plugins.view import Setting
+from pxsched.node import turning
 from pxsched.node.reconcile import reconcile
 from pxsched.root import Root
 
@@ -280,7 +288,8 @@ irqbalance._ask = until_killed
 daemon = irqbalance.find(root)
 bans = [InterruptBan(daemon.pid, daemon.start_ticks, int(number)) for number in sys.argv[4:]]
 with ledgers.locked(root) as ledger:
-    reconcile(root, ledger, [Setting(ban, BANNED, 100, "interrupts") for ban in bans], None)
+    report = reconcile(root, ledger, [Setting(ban, BANNED, 100, "interrupts") for ban in bans], None)
+turning.run(root, report)
 """
 
 

@@ -19,7 +19,7 @@ from pxsched.guest.process import Process
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim, State
 from pxsched.ledger.file import Ledger
-from pxsched.ledger.journal import Entry
+from pxsched.ledger.journal import Entry, Lease
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
 from pxsched.settings.policy import EmulatorPlace, Fair, MemoryMode, Policy, Prefer, Smt, Wish
@@ -97,7 +97,8 @@ CLAIMS = st.builds(
 )  # fmt: skip
 ENTRIES = st.builds(
     Entry, st.integers(0, 999_999_999), NAMES, NAMES, NAMES, st.integers(0, 1 << 62),
-    st.none() | st.integers(0, 1 << 62), st.integers(0, 99), NAMES,
+    st.none() | st.integers(0, 1 << 62), st.integers(0, 99), NAMES, st.booleans(),
+    st.none() | st.builds(Lease, *[st.integers(0, 1 << 62)] * 3), st.integers(0, 99), st.integers(0, 1 << 62),
 )  # fmt: skip
 
 
@@ -364,7 +365,7 @@ MOUNTED = """
 import subprocess, sys
 from pathlib import Path
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.journal import Entry
+from pxsched.ledger.journal import Entry, Lease
 from pxsched.errors import UserError
 from pxsched.root import Root
 
@@ -412,7 +413,7 @@ ADD = textwrap.dedent(
     """
     import sys
     from pxsched.ledger import file as ledgers
-    from pxsched.ledger.journal import Entry
+    from pxsched.ledger.journal import Entry, Lease
     from pxsched.root import Root
     root = Root(sys.argv[1])
     for _ in range(int(sys.argv[2])):
@@ -451,7 +452,8 @@ def test_a_lock_that_is_held_too_long_is_an_error_and_a_killed_holder_leaves_it(
     line = [sys.executable, "-c", HOLD, root.base]
     with subprocess.Popen(line, env=env, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout and holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="locked for more than"), ledgers.locked(root, patience_s=0.1):
+        said = rf"locked by process {holder.pid} \(.*\) for more than 0.1 s"
+        with pytest.raises(UserError, match=said), ledgers.locked(root, patience_s=0.1):
             pass
         holder.kill()
         holder.wait()

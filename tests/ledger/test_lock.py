@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pxsched import lock
 from pxsched.errors import UserError
-from pxsched.ledger import lock
-from pxsched.ledger.lock import Locked
+from pxsched.lock import Locked
 from pxsched.root import Root
 
 FILE = "run/pxsched/lock"

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ from pxsched.knobs.knob import Gone
 from pxsched.knobs.scope import Partition
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import State
-from pxsched.ledger.file import Ledger
 from pxsched.ledger.journal import NODE
-from pxsched.node.reconcile import reconcile
+from pxsched.node import reconcile as reconciling
+from pxsched.node import turning
+from pxsched.node.reconcile import Report, reconcile
 from pxsched.placement.request import VmClass
 from pxsched.plugins import emulator, isolation
+from pxsched.plugins.view import Setting
 from pxsched.root import Root
 from pxsched.settings.policy import Isolation, NodeSettings
 
@@ -90,15 +93,24 @@ def test_a_vm_pays_for_isolation_only_where_it_is_on():
 
 @pytest.fixture
 def settle(tree, views, fake_systemd):
-    tree.put("run/pxsched/.keep", "")
-    ledger = Ledger()
+    (tree.base / "run/pxsched").mkdir(parents=True)
 
     def act(*claims):
-        host = views.host(*claims, settings=SLICES)
-        return reconcile(tree.root, ledger, isolation.of_node(host), [NODE])
+        return turned(tree.root, isolation.of_node(views.host(*claims, settings=SLICES)), NODE)
 
-    act.ledger = ledger
     return act
+
+
+def turned(root: Root, settings: Iterable[Setting], owner: int) -> Report:
+    """One pass for these settings."""
+    with ledgers.locked(root) as ledger:
+        report = reconcile(root, ledger, settings, [owner])
+    turning.run(root, report)
+    return report
+
+
+def held(root: Root) -> list[str]:
+    return sorted(ledgers.peek(root).journal)
 
 
 def configured(tree, group: str) -> str:
@@ -121,7 +133,7 @@ def test_slices_widen_as_vms_stop_and_nothing_stays_behind(tree, views, settle, 
     settle()
     assert tree.content() == before
     assert ("daemon-reload",) not in fake_systemd.calls, "a hook has no time for that"
-    assert not settle.ledger.journal
+    assert not held(tree.root)
 
 
 def test_what_the_admin_had_configured_comes_back(tree, views, settle, fake_systemd):
@@ -150,8 +162,7 @@ def test_a_widening_that_was_cut_short_is_not_taken_for_whole(tree, views, fake_
     narrow = list(isolation.of_node(views.host(views.claim(100, "2-3"), settings=SLICES)))
 
     def turn(settings) -> None:
-        with ledgers.locked(tree.root) as ledger:
-            reconcile(tree.root, ledger, settings, [NODE])
+        turned(tree.root, settings, NODE)
 
     turn(narrow)
     wanted = tree.content()
@@ -164,6 +175,7 @@ def test_a_widening_that_was_cut_short_is_not_taken_for_whole(tree, views, fake_
         patch.setattr(systemd, "call", call)
         turn([])
     assert tree.content() != wanted
+    monkeypatch.setattr(reconciling.process, "alive", lambda *_: False)  # this one stands for the killed one
     turn(narrow)
     assert tree.content() == wanted
     (drifts,) = {entry.drifts for entry in ledgers.peek(tree.root).journal.values()}
@@ -176,7 +188,7 @@ def test_a_node_without_containers_has_nothing_to_narrow_there(tree, views, sett
         path.unlink()
     (tree.base / "sys/fs/cgroup/lxc").rmdir()
     assert settle(views.claim(100, "2-3")).failed == []
-    assert sorted(settle.ledger.journal) == sorted(KEYS[:3])
+    assert held(tree.root) == sorted(KEYS[:3])
 
 
 def test_a_slice_without_tasks_is_narrowed_for_those_to_come(tree, views, settle):
@@ -216,18 +228,17 @@ def test_on_cgroup_v1_it_is_said_once_that_slices_cannot_be_narrowed(tree, views
     assert tree.get("sys/fs/cgroup/cpuset/lxc/cpuset.cpus") == "0-1,4-7"
     settle()
     assert tree.content() == before
-    assert not settle.ledger.journal
+    assert not held(tree.root)
 
 
 def test_where_systemd_is_not_what_runs_it_is_said_and_forgotten(tree, views):
-    tree.put("run/pxsched/.keep", "")
-    before, ledger = tree.content(), Ledger()
+    before = tree.content()
     host = views.host(views.claim(100, "2-3"), settings=SLICES)
-    report = reconcile(tree.root, ledger, isolation.of_node(host), [NODE])
+    report = turned(tree.root, isolation.of_node(host), NODE)
     assert sum("systemd is not what runs this system" in line for line in report.failed) == 3
-    reconcile(tree.root, ledger, [], [NODE])
+    turned(tree.root, [], NODE)
     assert tree.content() == before
-    assert not ledger.journal
+    assert not held(tree.root)
 
 
 @pytest.mark.parametrize("key", ["slice:../../etc", "slice:ssh.service", "cgroup:qemu.slice", "cgroup:"])
@@ -295,15 +306,14 @@ def test_a_partition_that_was_half_made_leaves_nothing(tree, partition, last):
 
 
 def test_with_its_vm_a_partitions_cpus_leave_the_groups_above(tree, partition, views):
-    tree.put("run/pxsched/.keep", "")
-    vm, ledger = views.vm(views.claim(100, "2-3")), Ledger()
+    vm = views.vm(views.claim(100, "2-3"))
     above = "sys/fs/cgroup/qemu.slice/cpuset.cpus.exclusive"
-    reconcile(tree.root, ledger, isolation.of_vm(vm, views.host(vm.claim, settings=PARTITION)), [100])
+    turned(tree.root, isolation.of_vm(vm, views.host(vm.claim, settings=PARTITION)), 100)
     assert tree.get(above) == "2-3"
     shutil.rmtree(tree.base / partition)
-    reconcile(tree.root, ledger, [], [100])
+    turned(tree.root, [], 100)
     assert tree.get(above) == ""
-    assert not ledger.journal
+    assert not held(tree.root)
 
 
 # Real cpusets and real tasks

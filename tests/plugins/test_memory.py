@@ -7,8 +7,9 @@ from pxsched.host import memory as host_memory
 from pxsched.host.memory import NodeMemory, Pool
 from pxsched.knobs.knob import Gone
 from pxsched.knobs.scope import DropIn, MemoryNodes
+from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import State
-from pxsched.ledger.file import Ledger
+from pxsched.node import turning
 from pxsched.node.reconcile import reconcile
 from pxsched.placement.request import VmClass
 from pxsched.plugins import memory
@@ -131,17 +132,23 @@ def test_strict_does_not_move_what_is_pinned(views):
 
 
 def test_a_drop_in_is_read_by_systemd_at_once_and_leaves_nothing_behind(tree, fake_systemd, views):
-    tree.put("run/pxsched/.keep", "")
-    before, ledger = tree.content(), Ledger()
+    (tree.base / "run/pxsched").mkdir(parents=True)
+    before = tree.content()
+
+    def turn(settings) -> None:
+        with ledgers.locked(tree.root) as ledger:
+            report = reconcile(tree.root, ledger, settings, [100])
+        turning.run(tree.root, report)
+
     vm = views.vm(strict(views, state=State.STARTING))
     settings = [item for item in memory.of_vm(vm, views.host(vm.claim)) if isinstance(item.knob, DropIn)]
-    reconcile(tree.root, ledger, settings, [100])
+    turn(settings)
     text = tree.get("run/systemd/system/100.scope.d/pxsched.conf")
     assert "[Scope]\nAllowedCPUs=0,4-7\nAllowedMemoryNodes=1" in text
     assert fake_systemd.calls == [("daemon-reload",)]
-    reconcile(tree.root, ledger, settings, [100])
+    turn(settings)
     assert fake_systemd.calls == [("daemon-reload",)], "nothing changed, nothing to read"
-    reconcile(tree.root, ledger, [], [100])
+    turn([])
     assert tree.content() == before
     assert not (tree.base / "run/systemd/system/100.scope.d").exists()
 

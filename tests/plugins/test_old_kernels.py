@@ -14,6 +14,7 @@ from pxsched.host import cgroup, cpulist, systemd
 from pxsched.knobs import isolation as knobs
 from pxsched.knobs.isolation import UNITS
 from pxsched.ledger import file as ledgers
+from pxsched.node import turning
 from pxsched.node.reconcile import reconcile
 from pxsched.plugins import isolation
 from pxsched.root import Root
@@ -149,7 +150,9 @@ def dedicate(kernel, views):
         claims = [views.claim(vmid, text) for vmid, text in enumerate(cpus, 100)]
         with ledgers.locked(kernel.root) as ledger:
             settings = list(isolation.of_node(views.host(*claims, settings=SLICES)))
-            assert reconcile(kernel.root, ledger, settings, None).failed == []
+            report = reconcile(kernel.root, ledger, settings, None)
+        turning.run(kernel.root, report)
+        assert report.failed == []
 
     return act
 

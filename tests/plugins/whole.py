@@ -291,7 +291,8 @@ class Whole:
                 path = Path(directory, name)
                 if path.is_file() and not path.is_symlink() and name != "smp_affinity":
                     relative = str(path.relative_to(self.base))
-                    found[relative] = oct(path.stat().st_mode), path.read_bytes()
+                    # A cpuset is emptied by an open that truncates here, and by the write on a real system.
+                    found[relative] = oct(path.stat().st_mode), path.read_bytes().rstrip(b"\n")
         return found
 
     def _threads(self) -> dict[str, object]:

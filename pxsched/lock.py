@@ -31,7 +31,9 @@ def held(root: Root, file: str, *, patience_s: float) -> Iterator[None]:
         lock = filelock.FileLock(path)
         lock.acquire(timeout=patience_s, poll_interval=_POLL_S)
     except filelock.Timeout as error:
-        raise Locked(f"{path} is locked for more than {patience_s:g} s") from error
+        by = holder(path)
+        who = f" by {by}" if by else ""
+        raise Locked(f"{path} is locked{who} for more than {patience_s:g} s") from error
     except OSError as error:
         raise UserError(f"cannot use {directory}: {error.strerror}") from error
     try:
@@ -44,3 +46,22 @@ def _make(directory: str, path: str) -> None:
     """Makes the file before filelock does: it would follow a link, and 3.9 leaves the mode to the umask."""
     os.makedirs(directory, mode=0o700, exist_ok=True)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+
+
+def holder(path: str) -> str:
+    """Who holds the lock of that file, as `process 4711 (pxsched tick)`; empty when nobody can be named.
+
+    Rule: proc_locks(5), `1: FLOCK ADVISORY WRITE 4711 00:1a:1234 0 EOF`, devices in hexadecimal.
+    """
+    kernel = Root()
+    try:
+        file = os.stat(path)
+    except OSError:
+        return ""
+    place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+    for line in (kernel.read("proc/locks") or "").splitlines():
+        words = line.split()
+        if len(words) > 5 and words[1] == "FLOCK" and words[5] == place:
+            command = (kernel.read(f"proc/{words[4]}/cmdline") or "").replace("\0", " ")[:80]
+            return f"process {words[4]} ({''.join(char if char.isprintable() else '?' for char in command)})"
+    return ""
