@@ -87,6 +87,7 @@ class Session:
         settled = settle.settle(node, self._sightings, everybody=True)
         self._balancer.look(self._sightings)
         _keep_house(node)
+        _keep_shapes(node)
         return settled
 
     def _changed(self) -> int:
@@ -95,6 +96,16 @@ class Session:
             return os.stat(self._root.path(RUN_DIR)).st_mtime_ns
         except OSError:
             return 0
+
+
+def _keep_shapes(node: Node) -> None:
+    """Tells guests what they have, where the policy wants that."""
+    if not node.settings.shapes:
+        return
+    from pxsched.shaping import keep
+
+    for line in keep.tick(node, ledgers.peek(node.root)):
+        say(line)
 
 
 def _keep_house(node: Node) -> None:

@@ -12,7 +12,7 @@ from pxsched.host import cpulist, topology
 from pxsched.host.topology import Topology
 from pxsched.knobs.knob import from_key
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.claim import Claim
+from pxsched.ledger.claim import EXCLUSIVE, Claim
 from pxsched.ledger.journal import NODE, Entry
 from pxsched.node import planning
 from pxsched.node import sighting as nodes
@@ -117,11 +117,16 @@ def _config_text(root: Root, name: str) -> str:
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    plan = planning.plan(nodes.open_node(options.root), options.vm)
-    if options.json:
-        print_json(plan_document(plan))
-        return Exit.DONE
+    from pxsched.shaping import advice
+
+    node = nodes.open_node(options.root)
+    plan = planning.plan(node, options.vm)
     placement = plan.claim.placement
+    running = plan.claim.process is not None
+    shape = advice.of_placement(node, placement, plan.claim.policy, running=running)
+    if options.json:
+        print_json(plan_document(plan) | {"shape": advice.line(shape) if shape else None})
+        return Exit.DONE
     say(
         f"VM {plan.claim.vmid} is {placement.vm_class}",
         *(f"  vCPU {number}: CPU {cpulist.format(cpus)}" for number, cpus in enumerate(placement.vcpus)),
@@ -129,6 +134,7 @@ def run_plan(options: argparse.Namespace) -> int:
         f"  memory: node {cpulist.format(placement.nodes)}",
         *(f"  why: {line}" for line in placement.why),
         *(f"  {item.knob}: {item.now or '-'} -> {item.want}" for item in plan.settings),
+        *([f"  shape: {advice.line(shape)}"] if shape else []),
     )
     return Exit.DONE
 
@@ -173,6 +179,7 @@ def run_status(options: argparse.Namespace) -> int:
         for vm in facts.check(options.root, ledger, topology.isolated(options.root))
         if options.vm in (None, vm.vmid)
     }
+    untrue = _untrue(options.root, claims)
     seen = strangers.known(options.root, {*ledger.claims})
     if options.json:
         print_json(
@@ -182,6 +189,7 @@ def run_status(options: argparse.Namespace) -> int:
                     _status_document(options.root, claim)
                     | balance.of_vm(last, claim)
                     | {"exclusive": exclusive.document(checked.get(claim.vmid))}
+                    | {"shape": untrue.get(claim.vmid)}
                     for claim in claims
                 ],
                 "knobs": [_knob_document(key, entry, states[key]) for key, entry in entries.items()],
@@ -201,10 +209,22 @@ def run_status(options: argparse.Namespace) -> int:
     for claim in claims:
         say(*devices.lines(claim.vmid, devices.document(options.root, claim)))
     say(*exclusive.lines(checked.values()))
+    say(*(f"VM {vmid}: {line}" for vmid, lines in untrue.items() for line in lines))
     say(*balance.lines(last, {claim.vmid for claim in claims}))
     if options.vm is None:
         say(*others.lines(seen))
     return Exit.DONE
+
+
+def _untrue(root: Root, claims: list[Claim]) -> dict[int, list[str]]:
+    """What guests were told and is no longer so, since their VMs were placed elsewhere."""
+    pinned = [claim for claim in claims if claim.placement.vm_class in EXCLUSIVE]
+    if not pinned:
+        return {}
+    from pxsched.shaping import advice
+
+    looks = advice.of_claims(nodes.open_node(root), pinned)
+    return {found.vmid: found.differences for found in looks if found.shaped}
 
 
 def _now(root: Root, key: str, entry: Entry) -> str | None:

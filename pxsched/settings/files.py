@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pxsched.root import Root
-from pxsched.settings.policy import NodeSettings, Policy, key_of, word
+from pxsched.settings.policy import NodeSettings, Policy, Shaping, key_of, word
 from pxsched.value import NOTHING, Value, replace
 
 CLUSTER_FILE = "etc/pve/pxsched.toml"
@@ -51,6 +51,12 @@ class Settings(Value):
             policy = replace(policy, **self.profiles[profile].overlay)
         own = self.vms.get(vmid)
         return replace(policy, **own) if own else policy
+
+    @property
+    def shapes(self) -> bool:
+        """Whether any VM can have the policy `shape = "apply"`."""
+        overlays = [*(profile.overlay for profile in self.profiles.values()), *self.vms.values()]
+        return Shaping.APPLY in (self.defaults.shape, *(overlay.get("shape") for overlay in overlays))
 
     def profile(self, vmid: int, tags: Iterable[str] = ()) -> str | None:
         """The name of the VM's profile: the admin's choice, else the first tag that may choose one."""

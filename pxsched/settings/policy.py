@@ -67,6 +67,14 @@ class Fair(StrEnum):
     PIN = "pin"
 
 
+class Shaping(StrEnum):
+    """off; say where a guest is not told what it has; or tell it before its next start."""
+
+    OFF = "off"
+    ADVISE = "advise"
+    APPLY = "apply"
+
+
 class Isolation(StrEnum):
     OFF = "off"
     SLICES = "slices"
@@ -209,6 +217,11 @@ class Policy(Settings):
     )
     fair: Fair = _setting(
         Fair.HOME, _choice(Fair), "what the balancer may move: the home, single pins, nothing"
+    )
+    shape: Shaping = _setting(
+        Shaping.ADVISE,
+        _choice(Shaping),
+        "say which guests are not told the cores and caches they have; or tell them",
     )
     balloon: bool = _setting(True, _bool, "let the memory coordinator manage this guest where it may")
     starved_mib: int = _setting(150, _integer(0, 1 << 20), "a guest with less unused memory starves (MiB)")

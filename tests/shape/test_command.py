@@ -1,27 +1,18 @@
 """`pxsched shape` on a node: real configuration files, the sandbox's own `qm`, real QEMU, the real hook."""
 
-import contextlib
-import io
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
-from pxsched import cli
 from pxsched.guest.qmp import Qmp
 from pxsched.root import Root
-from pxsched.sandbox.commandline import Accelerator
-from pxsched.sandbox.sandbox import Sandbox
 from pxsched.shaping import record
 
-from . import machines
-from .conftest import needs_qemu
+from .conftest import FOREIGN, needs_qemu, run, text
 
 pytestmark = needs_qemu
 
-HOOK = Path(__file__).parents[2] / "hooks/pxsched"
-FOREIGN = "-device  pvpanic -rtc 'base=utc'"
 TAIL = """
 [PENDING]
 cores: 2
@@ -33,46 +24,6 @@ name: late
 args: -S
 cores: 1
 """
-
-
-@pytest.fixture(scope="module")
-def home():
-    """A node whose two CPUs are siblings of one core, whatever the real ones are."""
-    with Sandbox(accelerator=Accelerator.TCG, most_vcpus=8) as sandbox:
-        sandbox.snippet("pxsched", HOOK)
-        base = Path(sandbox.root)
-        _own_files(base, "sys")
-        machines.write(base, nodes=1, l3s=1, cores=1)
-        yield sandbox
-
-
-def _own_files(base: Path, name: str) -> None:
-    (base / name).unlink()
-    (base / name).mkdir()
-
-
-@pytest.fixture
-def sandbox(home):
-    home.qm(
-        "create", 100, name="web", cores=2, memory=64, affinity="0,1", args=FOREIGN, numa=1,
-        numa0="cpus=0,memory=32", numa1="cpus=1,memory=32", hookscript="local:snippets/pxsched",
-        cpu="Skylake-Server", smbios1="uuid=01234567-89ab-cdef-0123-456789abcdef",
-    )  # fmt: skip
-    yield home
-    home.qm("stop", 100, check=False)
-    home.qm("destroy", 100)
-    shutil.rmtree(Path(home.root, record.DIRECTORY), ignore_errors=True)
-
-
-def run(sandbox, *words: str) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main(["--root", sandbox.root, *words])
-    return code, out.getvalue(), err.getvalue()
-
-
-def text(sandbox) -> str:
-    return sandbox.node.config(100).read_text()
 
 
 def threads_of_one_core(sandbox) -> bool:

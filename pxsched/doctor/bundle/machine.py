@@ -39,7 +39,7 @@ FILES = (
     "sys/module/kvm/parameters/halt_poll_ns",
     "sys/class/net/tap[0-9]*i[0-9]*/ifindex",
     "sys/class/net/tap[0-9]*i[0-9]*/queues/*/{rps_cpus,xps_cpus}",
-    "proc/{meminfo,stat,buddyinfo}",
+    "proc/{cpuinfo,meminfo,stat,buddyinfo}",
     "proc/pressure/*",
     "proc/irq/default_smp_affinity",
     "proc/irq/[0-9]*/{smp_affinity_list,effective_affinity_list,node}",

@@ -1,0 +1,115 @@
+"""`plan`, `status` and `doctor` say where a guest is told other processors than it has; the timer mends it
+where the policy says so.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pxsched import tick
+from pxsched.root import Root
+from pxsched.shaping import record
+
+from . import machines
+from .conftest import needs_qemu, run, text
+
+pytestmark = needs_qemu
+POLICY = "etc/pve/pxsched.toml"
+
+
+@pytest.fixture
+def settings(sandbox):
+    def write(content: str) -> None:
+        Path(sandbox.root, POLICY).write_text(content)
+
+    yield write
+    Path(sandbox.root, POLICY).unlink(missing_ok=True)
+
+
+@pytest.fixture
+def another_machine(sandbox):
+    """Calling it makes the node's two CPUs cores of their own, as if the VM had moved."""
+
+    def move(**how: int) -> None:
+        shutil.rmtree(Path(sandbox.root, "sys"))
+        machines.write(Path(sandbox.root), **{"nodes": 1, "l3s": 1, "cores": 2, "threads": 1, **how})
+
+    yield move
+    move(cores=1, threads=2)
+
+
+def test_plan_has_one_line_where_the_guest_is_not_told_what_it_has(sandbox):
+    out = run(sandbox, "plan", "100")[1]
+    assert [line for line in out.splitlines() if "shape" in line] == [
+        "  shape: its guest sees 2 cores, 1 L3 group, 2 NUMA nodes, and it has 1 core x 2 threads,"
+        " 1 L3 group, 1 NUMA node (pxsched shape 100 tells what that costs)"
+    ]
+    run(sandbox, "shape", "100", "--apply")
+    assert json.loads(run(sandbox, "plan", "100", "--json")[1])["shape"] is None
+
+
+def test_policy_off_says_nothing(sandbox, settings):
+    settings('[defaults]\nshape = "off"\n')
+    assert "shape" not in run(sandbox, "plan", "100")[1]
+
+
+def test_the_doctor_names_running_guests_that_are_not_told(sandbox):
+    sandbox.qm("start", 100)
+    found = json.loads(run(sandbox, "doctor", "--json")[1])["findings"]
+    [shape] = [finding for finding in found if finding["area"] == "shape"]
+    assert (shape["level"], shape["text"].endswith("VMs 100")) == ("note", True)
+    assert "shape" not in run(sandbox, "status", "100")[1], "status is for what is untrue"
+
+
+def test_a_shape_that_is_no_longer_true_is_told_with_what_it_costs(sandbox, another_machine):
+    run(sandbox, "shape", "100", "--apply")
+    sandbox.qm("start", 100)
+    before = text(sandbox)
+    another_machine()
+    cost = "the guest takes vCPUs 0-1 for siblings of one core and they are not"
+    assert f"VM 100: {cost}" in run(sandbox, "status")[1]
+    [vm] = json.loads(run(sandbox, "status", "--json")[1])["vms"]
+    assert cost in vm["shape"][0]
+    found = json.loads(run(sandbox, "doctor", "--json")[1])["findings"]
+    [shape] = [finding for finding in found if finding["area"] == "shape"]
+    assert (shape["level"], cost in shape["text"]) == ("warn", True)
+    assert text(sandbox) == before, "nothing is changed while it runs"
+
+
+def test_a_shape_is_replaced_by_what_is_true_now_and_undo_still_knows_the_beginning(sandbox, another_machine):
+    before = text(sandbox)
+    run(sandbox, "shape", "100", "--apply")
+    another_machine()
+    assert run(sandbox, "shape", "100", "--apply")[0] == 0
+    assert "threads=2" not in text(sandbox)
+    assert "numa: 0" in text(sandbox)
+    assert run(sandbox, "shape", "100", "--undo")[0] == 0
+    assert text(sandbox) == before
+
+
+def test_policy_apply_tells_a_stopped_vm_at_the_next_pass_and_a_running_one_never(sandbox, settings, capsys):
+    settings('[vm.100]\nshape = "apply"\n')
+    sandbox.qm("start", 100)
+    before = text(sandbox)
+    tick.tick(Root(sandbox.root))
+    assert text(sandbox) == before
+    sandbox.qm("stop", 100)
+    tick.tick(Root(sandbox.root))
+    assert (
+        "VM 100 is told what it has, from its next start: args, numa, numa0, numa1" in capsys.readouterr().out
+    )
+    assert "threads=2" in text(sandbox)
+    written = sandbox.node.config(100).stat().st_mtime_ns
+    tick.tick(Root(sandbox.root))
+    assert sandbox.node.config(100).stat().st_mtime_ns == written
+    assert run(sandbox, "shape", "100", "--undo")[0] == 0
+    assert text(sandbox) == before
+
+
+def test_advice_alone_writes_nothing(sandbox):
+    before = text(sandbox)
+    tick.tick(Root(sandbox.root))
+    assert text(sandbox) == before
+    assert not Path(sandbox.root, record.DIRECTORY).exists()
