@@ -77,6 +77,14 @@ def effective_nodes(root: Root, group: str) -> frozenset[int]:
     return _effective(root, group, "mems")
 
 
+def stated_cpus(root: Root, group: str) -> frozenset[int] | None:
+    """The CPUs that a group's tasks may use, by the group's own word; None where it has no cpuset of its own,
+    and on v1.
+    """
+    text = root.read(f"{MOUNT}/{group}/cpuset.cpus.effective")
+    return cpulist.parse(text) if text else None
+
+
 def put(root: Root, group: str, name: str, value: str) -> None:
     """Writes a file of a group that systemd does not look after. Raises OSError."""
     file = root.path(f"{path(root, group)}/{name}")

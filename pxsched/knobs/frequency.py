@@ -4,8 +4,11 @@ import errno
 
 from pxsched.host import frequency
 from pxsched.knobs import file
-from pxsched.knobs.knob import Knob, Rank
+from pxsched.knobs.knob import Knob, Rank, in_words
 from pxsched.root import Root
+
+# store_energy_performance_preference() in drivers/cpufreq/intel_pstate.c and amd-pstate.c
+_REFUSALS = {errno.EBUSY: "the governor performance takes no other preference"}
 
 
 class Governor(Knob):
@@ -53,7 +56,8 @@ class EnergyPreference(Knob):
         base = frequency.directory(root, self.policy)
         if not value.isdecimal():
             _check(root, f"{base}/energy_performance_available_preferences", value)
-        file.write(root, f"{base}/{frequency.PREFERENCE}", value)
+        with in_words(_REFUSALS):
+            file.write(root, f"{base}/{frequency.PREFERENCE}", value)
 
 
 def joined(governor: str, preference: str) -> str:

@@ -9,8 +9,15 @@ import errno
 from pxsched.host import cpulist, interrupts
 from pxsched.host.interrupts import IRQ_DIR
 from pxsched.knobs import file
-from pxsched.knobs.knob import Gone, Knob
+from pxsched.knobs.knob import Gone, Knob, in_words
 from pxsched.root import Root
+
+# write_irq_affinity() in kernel/irq/proc.c, and what drivers answer
+_REFUSALS = {
+    errno.EINVAL: "none of these CPUs is online",
+    errno.EIO: "its driver manages it, or it takes no other CPU",
+    errno.EPERM: "its driver manages it",
+}
 
 
 class InterruptAffinity(Knob):
@@ -33,7 +40,8 @@ class InterruptAffinity(Knob):
         if not self._present(root):
             raise Gone(self.key)
         try:
-            file.write(root, f"{IRQ_DIR}/{self.number}/smp_affinity_list", value)
+            with in_words(_REFUSALS):
+                file.write(root, f"{IRQ_DIR}/{self.number}/smp_affinity_list", value)
         except OSError as error:
             if error.errno in (errno.EIO, errno.ENOENT, errno.ENODEV) and not self._present(root):
                 raise Gone(self.key) from None
@@ -58,7 +66,8 @@ class DefaultAffinity(Knob):
         return text
 
     def write(self, root: Root, value: str) -> None:
-        file.write(root, f"{IRQ_DIR}/default_smp_affinity", value)
+        with in_words(_REFUSALS):
+            file.write(root, f"{IRQ_DIR}/default_smp_affinity", value)
 
     def same(self, now: str, want: str) -> bool:
         return now == want or cpulist.parse_mask(now) == cpulist.parse_mask(want)

@@ -5,6 +5,8 @@ start time, an interrupt's device. A knob whose object is gone raises `Gone`; wh
 OSError with its errno.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import IntEnum
 from importlib import import_module
 
@@ -79,6 +81,18 @@ class Knob(Value):
     def shown(self, value: str) -> str:
         """A value as a person reads it. Raises ValueError for one that is not the knob's."""
         return value
+
+
+@contextmanager
+def in_words(words: Mapping[int, str]) -> Iterator[None]:
+    """Has an OSError of the kernel say what its number means for this knob. words: by errno."""
+    try:
+        yield
+    except OSError as error:
+        said = words.get(error.errno or 0)
+        if said is None:
+            raise
+        raise OSError(error.errno, said) from None
 
 
 # kind -> module:class; imported when first met, so that the hook loads only what it turns.

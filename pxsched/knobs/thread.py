@@ -5,8 +5,13 @@ import os
 
 from pxsched.guest import process
 from pxsched.host import cpulist
-from pxsched.knobs.knob import Gone, Knob, Rank
+from pxsched.knobs.knob import Gone, Knob, Rank, in_words
 from pxsched.root import Root
+
+# sched_setaffinity(2)
+_REFUSALS = {
+    errno.EINVAL: "none of these CPUs is online and one that the thread's cgroup may use (AllowedCPUs)"
+}
 
 
 class ThreadAffinity(Knob):
@@ -45,7 +50,8 @@ class ThreadAffinity(Knob):
         if not self.present(root):
             raise Gone(self.key)
         try:
-            os.sched_setaffinity(self.tid, cpulist.parse(value))
+            with in_words(_REFUSALS):
+                os.sched_setaffinity(self.tid, cpulist.parse(value))
         except ProcessLookupError:
             raise Gone(self.key) from None
 

@@ -15,6 +15,7 @@ from pxsched.knobs.thread import ThreadAffinity
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim, State, dedicated
 from pxsched.ledger.file import Ledger
+from pxsched.node import fences
 from pxsched.node.sighting import Node, Sighting
 from pxsched.placement.request import Holding, Placement, Refused, Request, VmClass
 from pxsched.root import Root
@@ -134,6 +135,9 @@ def update(
         wish = request(
             sighting.vmid, machine, policy, device_nodes=nodes, running_vcpus=sighting.running_vcpus
         )
+        fence = fences.of_vm(node, ledger, wish.vmid, runs=sighting.process is not None)
+        if fence is not None:
+            wish = replace(wish, fence=fence.cpus, fence_name=fence.name)
         wishes.append((wish, sighting, policy))
     wishes.sort(key=lambda wish: (_ORDER[wish[0].vm_class], wish[0].vmid not in ledger.claims, wish[0].vmid))
     taken: frozenset[int] | None = None
@@ -301,7 +305,7 @@ def _signature(wish: Request, policy: Policy, offline: frozenset[int]) -> str:
         [
             wish.vm_class, wish.vcpus, wish.memory_mib, wish.affinity, wish.sockets, wish.cores, wish.smt,
             wish.prefer, nodes, sorted(wish.device_nodes), wish.hugepage_mib, policy.cpus, policy.nodes,
-            wish.far_memory, sorted(offline),
+            wish.far_memory, sorted(offline), None if wish.fence is None else cpulist.format(wish.fence),
         ],
         separators=(",", ":"),
     )  # fmt: skip

@@ -13,6 +13,7 @@ from pxsched.guest.schedstat import Counters, Wanted
 from pxsched.host import cpulist
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.file import Ledger
+from pxsched.node import fences
 from pxsched.node.others import Seen
 from pxsched.node.sighting import Node, Sighting
 from pxsched.placement.kinds import variants
@@ -98,7 +99,7 @@ def vm(
         movable=movable,
         pins=movable and policy.fair is Fair.PIN and pinned,
         wants_pins=movable and policy.fair is Fair.PIN and not pinned,
-        allowed=_allowed(claim, node),
+        allowed=_fenced(node, ledger, claim),
         memory_mib={one: claim.memory_mib // len(nodes) for one in nodes},
     )
 
@@ -116,6 +117,13 @@ def containers(seen: Seen, elapsed_s: float) -> list[cpu.Vm]:
             use = samples.Use(other.vmid, 0, elapsed_s, (rate,), rate)
             found.append(cpu.Vm(other.vmid, (other.cpus,), use))
     return found
+
+
+def _fenced(node: Node, ledger: Ledger, claim: Claim) -> frozenset[int] | None:
+    """The CPUs that a VM may be moved to, by its policy and its cgroup; None for all."""
+    fence = fences.of_vm(node, ledger, claim.vmid, runs=claim.process is not None)
+    allowed = _allowed(claim, node)
+    return allowed if fence is None else fence.cpus & (node.topology.online if allowed is None else allowed)
 
 
 def _allowed(claim: Claim, node: Node) -> frozenset[int] | None:

@@ -190,9 +190,24 @@ def _moving_cpusets(
         for key, setting in wanted.items()
         if setting.knob.rank is Rank.CPUSET
         and key in values
-        and (_half_left(ledger, key) or not _same(setting.knob, values[key], setting.want))
+        and (_half_left(ledger, key) or not _settled(ledger, setting, values[key]))
     }
     return frozenset(restored | applied)
+
+
+def _settled(ledger: Ledger, setting: Setting, now: str) -> bool:
+    """Whether a knob is as wanted, or still as the kernel made it when the same was wanted: what narrowed it
+    then, a cpuset or an interrupt controller, would do so again.
+    """
+    if _same(setting.knob, now, setting.want):
+        return True
+    entry = ledger.journal.get(setting.knob.key)
+    wish = setting.owner, setting.want
+    return entry is not None and (entry.owner, entry.wanted) == wish and entry.note == _made(now)
+
+
+def _made(value: str) -> str:
+    return f"the kernel made it {value}"
 
 
 def _half_left(ledger: Ledger, key: str) -> bool:
@@ -215,7 +230,7 @@ def _journal(
     for key, now in values.items():
         setting = wanted[key]
         entry = ledger.journal.get(key)
-        differs = not _same(setting.knob, now, setting.want)
+        differs = not _settled(ledger, setting, now)
         disturbed = setting.owner in moving and setting.knob.rank is Rank.THREAD
         if entry is not None:
             if (
@@ -223,8 +238,9 @@ def _journal(
                 and not (entry.note or entry.leaving or entry.lease)
                 and _same(setting.knob, entry.wanted, setting.want)
             ):
-                entry = entry._replace(drifted_ns=now_ns, drifts=entry.drifts + 1)
                 drifted.add(key)
+            if entry.note and not entry.leaving and _same(setting.knob, now, setting.want):
+                entry = entry._replace(note="")
             now_wanted = setting.owner, setting.plugin, setting.want
             if (entry.owner, entry.plugin, entry.wanted) != now_wanted:
                 entry = entry._replace(owner=setting.owner, plugin=setting.plugin, wanted=setting.want)
@@ -304,23 +320,29 @@ def apply(
             if note(ledger, key, error):
                 report.failed.append(refused(key, setting.want, error))
             continue
-        taken(ledger, knob, after, report)
-        report.turned.append(Turn(key, setting.plugin, setting.owner, before, after, drifted=key in drifted))
+        drift = taken(ledger, knob, after, report, drifted=key in drifted)
+        report.turned.append(Turn(key, setting.plugin, setting.owner, before, after, drifted=drift))
 
 
 def refused(key: str, want: str, error: OSError) -> str:
     return f"{key}: the kernel refused {want!r}: {error.strerror}"
 
 
-def taken(ledger: Ledger, knob: Knob, after: str, report: Report) -> None:
-    """Notes what a write has made of the knob."""
+def taken(ledger: Ledger, knob: Knob, after: str, report: Report, *, drifted: bool = False) -> bool:
+    """Notes what a write has made of the knob. drifted: it was not as we had left it; says whether that was
+    somebody's doing: what the kernel narrows at once, it narrowed before, too.
+    """
     key = knob.key
     entry = ledger.journal[key]
-    said = "" if knob.same(after, entry.wanted) else f"the kernel made it {after}"
-    if (entry.note, entry.leaving) != (said, False) or entry.failures:
-        ledger.journal[key] = entry._replace(note=said, leaving=False, failures=0, retry_ns=0)
+    said = "" if knob.same(after, entry.wanted) else _made(after)
+    drifted = drifted and not said
     if said and entry.note != said:
         report.failed.append(f"{key}: asked for {entry.wanted!r}, {said}")
+    if drifted:
+        entry = entry._replace(drifted_ns=ledgers.now_ns(), drifts=entry.drifts + 1)
+    if drifted or (entry.note, entry.leaving) != (said, False) or entry.failures:
+        ledger.journal[key] = entry._replace(note=said, leaving=False, failures=0, retry_ns=0)
+    return drifted
 
 
 def note(ledger: Ledger, key: str, error: OSError) -> bool:

@@ -70,6 +70,13 @@ class Node(Value):
         return irqbalance.look(self.root)
 
     @cached_property
+    def slice_cpus(self) -> tuple[str, frozenset[int]] | None:
+        """What the VMs' slice may use, and which group says so."""
+        from pxsched.node import fences
+
+        return fences.of_slice(self.root)
+
+    @cached_property
     def housekeeping(self) -> frozenset[int]:
         from pxsched.placement.housekeeping import housekeeping
 

@@ -137,8 +137,8 @@ def _enter(root: Root, ledger: Ledger, errand: Errand, outcome: Outcome, report:
         del ledger.journal[key]
         report.restored.append(Turn(key, entry.plugin, entry.owner, entry.wanted, entry.original))
     else:
-        reconcile.taken(ledger, errand.knob, outcome.after, report)
-        turn = Turn(key, entry.plugin, entry.owner, outcome.before, outcome.after, drifted=errand.drifted)
+        drifted = reconcile.taken(ledger, errand.knob, outcome.after, report, drifted=errand.drifted)
+        turn = Turn(key, entry.plugin, entry.owner, outcome.before, outcome.after, drifted=drifted)
         report.turned.append(turn)
 
 

@@ -83,7 +83,8 @@ def of_node(host: HostView) -> Iterator[Setting]:
             # irqbalance moves it about among the other CPUs, which is its business.
             wanted = now
         else:
-            wanted = base - own or (host.housekeeping & others) or others
+            # The kernel takes no mask without an online CPU, though masks name offline ones, too.
+            wanted = base - own if base & others else (host.housekeeping & others) or others
         yield Setting(knob, cpulist.format(wanted), NODE, NAME)
     yield from _masks(host, own)
 
@@ -93,6 +94,9 @@ def _masks(host: HostView, own: frozenset[int]) -> Iterator[Setting]:
     default = DefaultAffinity()
     now = host.originals.get(default.key, host.default_irq_mask)
     remaining = cpulist.parse_mask(now) - own if now else frozenset()
+    if now and not remaining & host.topology.online:
+        others = host.topology.online - own
+        remaining = (host.housekeeping & others) or others
     if remaining:
         yield Setting(default, cpulist.format_mask(remaining), NODE, NAME)
     if host.irqbalance is not None and host.irqbalance.setup is not None:
