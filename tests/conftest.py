@@ -1,6 +1,10 @@
-"""What all tests share: how many examples a property is tried with, and captured machines.
+"""What all tests share: how many examples a property gets, who may be tried again, captured machines.
 
 A property test that asks for `effort` runs twice: with few examples always, with many as a slow test.
+
+A test that measures a real machine (`measures`, `lab`) is tried once more when it fails; no other is. Each
+that needed it is named at the end and remembered in pytest's cache; when it runs the next time and needs it
+again, it has failed. On a new machine there is no next time: CI runs those once more in the end (`--again`).
 """
 
 import fcntl
@@ -25,6 +29,52 @@ settings.load_profile("default")
 THOROUGH = settings(max_examples=10_000, **_SAME)
 # Where hypothesis keeps the settings of a test; it offers no way to change them between two runs of one test.
 _KEPT = "_hypothesis_internal_use_settings"
+
+AGAIN = "pxsched/tried-again"
+"""Where pytest's cache has the tests that needed a second try when they ran last."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--again", action="store_true", help="only the tests that needed a second try last time")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("measures") or item.get_closest_marker("lab"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+    if config.getoption("again"):
+        known = set(config.cache.get(AGAIN, []))
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in known])
+        items[:] = [item for item in items if item.nodeid in known]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(config, "workerinput"):
+        return
+    ran = {one.nodeid for name in ("passed", "failed", "error") for one in reporter.stats.get(name, ())}
+    needed = {one.nodeid for one in reporter.stats.get("rerun", ())}
+    before = set(config.cache.get(AGAIN, []))
+    config.cache.set(AGAIN, sorted((before - ran) | needed))
+    config.stash[_TWICE] = needed & before
+    if needed & before:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    elif config.getoption("again") and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+        session.exitstatus = pytest.ExitCode.OK
+
+
+_TWICE = pytest.StashKey[set[str]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    needed = sorted({one.nodeid for one in terminalreporter.stats.get("rerun", ())})
+    if needed:
+        terminalreporter.section("needed a second try")
+    for name in needed:
+        twice = name in terminalreporter.config.stash.get(_TWICE, set())
+        terminalreporter.line(f"{name}: FAILED, it needed it the last time, too" if twice else name)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -15,7 +15,10 @@ from pxsched.errors import UserError
 from pxsched.guest import balloon
 from pxsched.sandbox import linux
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.measures,
+    pytest.mark.slow,
+]
 
 LOW, HIGH = 128, 512
 BOUNDS = "[defaults]\nstarved_mib = 40\nwasteful_mib = 90\nwasteful_percent = 25\nstarved_percent = 5\n"

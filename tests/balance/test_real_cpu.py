@@ -12,7 +12,10 @@ from pxsched.node import others
 
 from .conftest import WITH_OTHERS
 
-pytestmark = pytest.mark.skipif(not {0, 1} <= os.sched_getaffinity(0), reason="needs CPUs 0 and 1")
+pytestmark = [
+    pytest.mark.measures,
+    pytest.mark.skipif(not {0, 1} <= os.sched_getaffinity(0), reason="needs CPUs 0 and 1"),
+]
 
 HOT, COLD = frozenset((0,)), frozenset((1,))
 

@@ -11,7 +11,10 @@ from pxsched.errors import UserError
 from pxsched.knobs.balloon import told
 from pxsched.sandbox import linux
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.measures,
+    pytest.mark.slow,
+]
 
 LOW, HIGH = 192, 768
 

@@ -18,6 +18,8 @@ from pxsched.guest.process import Role, Thread, with_roles
 from pxsched.guest.qmp import Qmp, QmpBusy, QmpError, QmpGone, QmpProtocol, QmpRefused
 from pxsched.root import Root
 
+pytestmark = pytest.mark.measures
+
 GREETING = {"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}}, "capabilities": []}}
 PATIENCE_S = 0.3
 # A busy machine may take this much longer; a peer that hangs us takes for ever.

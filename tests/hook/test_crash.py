@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 KILLED = Path(__file__).with_name("killed.py")
-pytestmark = pytest.mark.skipif(not {0, 1} <= os.sched_getaffinity(0), reason="needs CPUs 0 and 1")
+pytestmark = [
+    pytest.mark.measures,
+    pytest.mark.skipif(not {0, 1} <= os.sched_getaffinity(0), reason="needs CPUs 0 and 1"),
+]
 MOST_WRITES = 80
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.measures
+
 CHECKOUT = Path(__file__).parents[2]
 
 

@@ -12,7 +12,10 @@ from pxsched.node import sighting as node
 from pxsched.node.sightings import Sightings
 from pxsched.root import Root
 
-pytestmark = pytest.mark.skipif(not {0, 1} <= os.sched_getaffinity(0), reason="needs CPUs 0 and 1")
+pytestmark = [
+    pytest.mark.measures,
+    pytest.mark.skipif(not {0, 1} <= os.sched_getaffinity(0), reason="needs CPUs 0 and 1"),
+]
 
 
 def test_a_pass_with_nothing_to_do_says_nothing(host):

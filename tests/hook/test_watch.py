@@ -9,7 +9,10 @@ from pxsched.node import sightings
 from pxsched.root import Root
 from pxsched.tick import Session
 
-pytestmark = pytest.mark.skipif(not {0, 1} <= os.sched_getaffinity(0), reason="needs CPUs 0 and 1")
+pytestmark = [
+    pytest.mark.measures,
+    pytest.mark.skipif(not {0, 1} <= os.sched_getaffinity(0), reason="needs CPUs 0 and 1"),
+]
 
 
 @pytest.fixture

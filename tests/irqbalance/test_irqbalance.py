@@ -273,6 +273,8 @@ from pxsched.node import turning
 from pxsched.node.reconcile import reconcile
 from pxsched.root import Root
 
+pytestmark = pytest.mark.measures
+
 root, left = Root(sys.argv[2]), int(sys.argv[3])
 ask = irqbalance._ask
 

@@ -25,6 +25,8 @@ from pxsched.settings.files import Settings
 from pxsched.settings.policy import Policy, Prefer
 from pxsched.value import replace
 
+pytestmark = pytest.mark.measures
+
 
 def write(base, path, text):
     target = base / path

@@ -16,7 +16,10 @@ from pxsched.sandbox.sandbox import Sandbox
 HOOK = Path(__file__).parents[2] / "hooks/pxsched"
 OURS = "local:snippets/pxsched"
 
-pytestmark = pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="QEMU is not installed")
+pytestmark = [
+    pytest.mark.measures,
+    pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="QEMU is not installed"),
+]
 
 
 @pytest.fixture(scope="module")

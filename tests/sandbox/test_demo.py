@@ -11,6 +11,8 @@ import pytest
 
 from pxsched.sandbox.demo import Demo
 
+pytestmark = pytest.mark.measures
+
 PACKAGE = Path(__file__).parents[2]
 
 

@@ -19,6 +19,8 @@ PACKAGE = Path(__file__).parents[2]
 OWNER = """\
 import sys
 from pxsched.sandbox.sandbox import Sandbox
+
+pytestmark = pytest.mark.measures
 sandbox = Sandbox(*sys.argv[1:])
 sandbox.qm("create", 100, memory=32)
 if sys.argv[1:]:

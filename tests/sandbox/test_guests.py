@@ -12,6 +12,8 @@ from pxsched.sandbox.sandbox import QmError
 
 from .conftest import create, eventually
 
+pytestmark = pytest.mark.measures
+
 
 def wanted_ns(sandbox, vmid: int) -> dict[int, int]:
     """How long each vCPU's thread has run or waited for a CPU, however busy this machine is."""

@@ -14,6 +14,8 @@ from pxsched.sandbox.sandbox import QmError
 
 from .conftest import create, eventually
 
+pytestmark = pytest.mark.measures
+
 
 def test_a_run_calls_the_hook_in_all_four_phases(sandbox, recorder):
     create(sandbox)

@@ -11,7 +11,7 @@ from pxsched.shaping import record
 
 from .conftest import FOREIGN, needs_qemu, run, text
 
-pytestmark = needs_qemu
+pytestmark = [pytest.mark.measures, needs_qemu]
 
 TAIL = """
 [PENDING]

@@ -20,7 +20,7 @@ from pxsched.shape.picture import Picture, parts, seats, truth
 from . import qemu
 from .conftest import MILAN, XEON, changed, mirrored, needs_qemu
 
-pytestmark = needs_qemu
+pytestmark = [pytest.mark.measures, needs_qemu]
 
 # Models as TCG has them; under KVM the vendor of qemu64 is the host's, which `host` stands for.
 MODELS = (
