@@ -7,7 +7,7 @@ line, which is why every line begins with `pxsched: `.
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pxsched import output
 from pxsched.errors import Exit, UserError
@@ -90,7 +90,7 @@ def run(root: Root, vmid: int, phase: str, environ: Mapping[str, str]) -> int:
         lock_s=STRICT_LOCK_S if policy.strict else settle.LOCK_S,
         patience_s=RELOAD_S if confined else turning.PATIENCE_S,
     )
-    for line in (*done.notes, *done.report.failed):
+    for line in (*done.notes, *_remarks(sighting, phase), *done.report.failed):
         say(line)
     refusal = done.changes.refused.get(vmid)
     if refusal is not None:
@@ -106,6 +106,14 @@ def run(root: Root, vmid: int, phase: str, environ: Mapping[str, str]) -> int:
     if claim is not None and phase in ("pre-start", "post-start"):
         _tell(claim, phase, len(done.report.turned))
     return Exit.DONE
+
+
+def _remarks(sighting: Sighting, phase: str) -> Iterator[str]:
+    """What is wrong with the VM itself, once for each start."""
+    warnings = sighting.machine.warnings if sighting.machine and phase == "pre-start" else ()
+    surplus = sighting.surplus if phase == "post-start" else ""
+    for line in (*warnings, *([surplus] if surplus else [])):
+        yield f"VM {sighting.vmid}: {line}"
 
 
 def _refuse(node: Node, sighting: Sighting, phase: str, reason: str) -> int:

@@ -133,6 +133,7 @@ def run_plan(options: argparse.Namespace) -> int:
         f"  emulator: CPU {cpulist.format(placement.emulator)}",
         f"  memory: node {cpulist.format(placement.nodes)}",
         *(f"  why: {line}" for line in placement.why),
+        *(f"  warning: {line}" for line in plan.warnings),
         *(f"  {item.knob}: {item.now or '-'} -> {item.want}" for item in plan.settings),
         *([f"  shape: {advice.line(shape)}"] if shape else []),
     )
@@ -140,9 +141,8 @@ def run_plan(options: argparse.Namespace) -> int:
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
-    return {**claim_document(plan.claim), "settings": [
-        {"knob": item.knob, "now": item.now, "want": item.want} for item in plan.settings
-    ]}  # fmt: skip
+    settings = [{"knob": item.knob, "now": item.now, "want": item.want} for item in plan.settings]
+    return {**claim_document(plan.claim), "warnings": plan.warnings, "settings": settings}
 
 
 def claim_document(claim: Claim) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pxsched.host import topology as topologies
 from pxsched.host.topology import Topology
 from pxsched.ledger import file as ledger
 from pxsched.ledger.file import Ledger
+from pxsched.node.sighting import sight
 from pxsched.optin.rules import is_ours
 from pxsched.proxmox import cluster
 from pxsched.proxmox.cluster import Guest
@@ -81,6 +82,12 @@ class Subject(Value):
     def machines(self) -> Mapping[int, Machine]:
         """What the VMs of this node are, by VMID."""
         return {guest.vmid: config.machine(config.Config(guest.options)) for guest in self.here}
+
+    @cached_property
+    def running_vcpus(self) -> Mapping[int, int]:
+        """How many vCPUs have threads, by VMID, of the VMs of this node."""
+        seen = (sight(self.root, guest.vmid) for guest in self.here)
+        return {sighting.vmid: sighting.running_vcpus for sighting in seen}
 
 
 def some(items: list[str], most: int = 6) -> str:

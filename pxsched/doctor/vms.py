@@ -28,17 +28,22 @@ def hookscript(subject: Subject) -> Iterator[Finding]:
         holders = [guest for guest in subject.enabled if guest.hookscript == volume]
         try:
             path = storages.script_path(root, volume)
+            storages.check_mounted(root, volume.partition(":")[0])
         except UserError as error:
             remedy = f"VMs {vms(holders)} need it" if holders else "run install.sh --storage NAME"
             yield Finding(Level.BAD, "hookscript", f"{volume}: {error.message}", remedy)
             continue
         if os.access(root.path(path), os.X_OK):
             yield Finding(Level.OK, "hookscript", f"{volume} is in place, {len(holders)} VMs have it")
-        elif holders:
-            text = f"{volume} is missing: VMs {vms(holders)} cannot start"
-            yield Finding(Level.BAD, "hookscript", text, "run install.sh (or `pxsched node install`)")
+            continue
+        there = os.path.isfile(root.path(path))
+        wrong = "is not executable" if there else "is missing" if holders else "is not installed"
+        remedy = f"chmod 755 /{path}" if there else "run install.sh (or `pxsched node install`)"
+        if holders:
+            text = f"{volume} {wrong}: VMs {vms(holders)} cannot start"
+            yield Finding(Level.BAD, "hookscript", text, remedy)
         else:
-            yield Finding(Level.NOTE, "hookscript", f"{volume} is not installed", "run install.sh")
+            yield Finding(Level.NOTE, "hookscript", f"{volume} {wrong}", remedy)
 
 
 def other_nodes(subject: Subject) -> Iterator[Finding]:
@@ -160,12 +165,14 @@ def _free_mib(subject: Subject, node: int, size_mib: int) -> int:
 
 def overcommit(subject: Subject) -> Iterator[Finding]:
     """How much the running VMs of the node together want."""
-    running: list[Machine] = [subject.machines[guest.vmid] for guest in subject.here if guest.running]
+    running: dict[int, Machine] = {
+        guest.vmid: subject.machines[guest.vmid] for guest in subject.here if guest.running
+    }
     if not running:
         return
     cpus = len(subject.topology.online)
-    vcpus = sum(machine.vcpus for machine in running)
-    memory_mib = sum(machine.memory_mib for machine in running)
+    vcpus = sum(max(machine.vcpus, subject.running_vcpus[vmid]) for vmid, machine in running.items())
+    memory_mib = sum(machine.memory_mib for machine in running.values())
     total_mib = sum(node.memory_bytes or 0 for node in subject.topology.nodes) >> 20
     text = f"running VMs: {vcpus} vCPUs on {cpus} CPUs, {memory_mib} of {total_mib} MiB"
     if total_mib and memory_mib > total_mib:

@@ -30,11 +30,13 @@ LONGEST_START_NS = 3600 * 10**9
 
 
 class Changes:
-    """What one update did. placed: VMIDs with a new placement; dropped; refused: the reason by VMID."""
+    """What one update did. placed: VMIDs with a new placement; dropped, refused: the reason by VMID, empty
+    for one that has ended.
+    """
 
     def __init__(self) -> None:
         self.placed: list[int] = []
-        self.dropped: list[int] = []
+        self.dropped: dict[int, str] = {}
         self.refused: dict[int, str] = {}
 
 
@@ -152,7 +154,7 @@ def update(
         except Refused as refusal:
             changes.refused[wish.vmid] = str(refusal)
             if wish.vmid in ledger.claims:
-                _drop(ledger, wish.vmid, changes)
+                _drop(ledger, wish.vmid, changes, str(refusal))
     return changes
 
 
@@ -179,13 +181,15 @@ def _forget_dead(
         asked |= dict.fromkeys(ledger.felt())
     for vmid in asked:
         if not _holds(node, ledger.claims[vmid], seen.get(vmid)):
-            _drop(ledger, vmid, changes)
+            sighting = seen.get(vmid)
+            runs = sighting is not None and sighting.process is not None
+            _drop(ledger, vmid, changes, "it is no longer opted in" if runs else "")
 
 
-def _drop(ledger: Ledger, vmid: int, changes: Changes) -> None:
+def _drop(ledger: Ledger, vmid: int, changes: Changes, reason: str) -> None:
     """Ends a claim. Shared VMs that had to make room for it are placed again when they are next looked at."""
     gone = ledger.claims.pop(vmid).placement
-    changes.dropped.append(vmid)
+    changes.dropped[vmid] = reason
     if gone.vm_class is VmClass.DEDICATED:
         for other, claim in ledger.claims.items():
             if claim.placement.vm_class is VmClass.SHARED and claim.placement.nodes & gone.nodes:

@@ -8,10 +8,11 @@ from pxsched.knobs.knob import Gone
 from pxsched.knobs.thread import ThreadAffinity
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim
+from pxsched.ledger.file import Ledger
 from pxsched.ledger.journal import NODE
-from pxsched.node import claims, settle, views
+from pxsched.node import claims, fences, remarks, settle, views
 from pxsched.node import sighting as nodes
-from pxsched.node.sighting import Node
+from pxsched.node.sighting import Node, Sighting
 from pxsched.placement.request import Refused
 from pxsched.root import Root
 from pxsched.value import Value
@@ -28,30 +29,54 @@ class PlannedSetting(Value):
     want: str
 
 
+class Outlook(Value):
+    """Where a VM would be placed. claim: None where it is refused, for the reason `refused`. warnings: what
+    else a person should know of it, beside the placement's reasons.
+    """
+
+    claim: Claim | None
+    refused: str
+    warnings: tuple[str, ...]
+
+
 class Plan(Value):
     claim: Claim
     settings: tuple[PlannedSetting, ...]
+    warnings: tuple[str, ...]
 
 
 def plan(node: Node, vmid: int) -> Plan:
     """What would be done for this VM. Raises UserError without such a VM, Refused without a place for it."""
     ledger = ledgers.peek(node.root)
-    before = ledger.claims.get(vmid)
-    sighting = nodes.sight(
-        node.root, vmid, starter=_NOBODY, source=before.source if before else "", hooked=True
-    )
-    if sighting.machine is None:
-        raise UserError(f"there is no VM {vmid} on node {node.name}")
-    changes = claims.update(node, ledger, [sighting], views.device_nodes(node, [sighting]))
-    if vmid in changes.refused:
-        raise Refused(changes.refused[vmid])
+    sighting, found = _look(node, ledger, vmid)
+    if found.claim is None:
+        raise Refused("; ".join((found.refused, *found.warnings)))
     nobody = ThreadAffinity(_NOBODY.pid, _NOBODY.start_ticks)
     settings = [
         PlannedSetting(setting.knob.key, now(node.root, setting.knob.key), setting.want)
         for setting in settle.wanted(node, ledger, [sighting]).settings
         if setting.owner in (vmid, NODE) and setting.knob != nobody
     ]
-    return Plan(ledger.claims[vmid], tuple(settings))
+    return Plan(found.claim, tuple(settings), found.warnings)
+
+
+def outlook(node: Node, vmid: int) -> Outlook:
+    """Where it would be placed now. Raises UserError without such a VM."""
+    return _look(node, ledgers.peek(node.root), vmid)[1]
+
+
+def _look(node: Node, ledger: Ledger, vmid: int) -> tuple[Sighting, Outlook]:
+    """Places the VM in this copy of the ledger. Raises UserError without such a VM."""
+    before = ledger.claims.get(vmid)
+    source = before.source if before else ""
+    sighting = nodes.sight(node.root, vmid, starter=_NOBODY, source=source, hooked=True)
+    if sighting.machine is None:
+        raise UserError(f"there is no VM {vmid} on node {node.name}")
+    fence = fences.of_vm(node, ledger, vmid, runs=sighting.process is not None)
+    changes = claims.update(node, ledger, [sighting], views.device_nodes(node, [sighting]))
+    claim = None if vmid in changes.refused else ledger.claims.get(vmid)
+    refused = changes.refused.get(vmid, "" if claim else "it ended meanwhile")
+    return sighting, Outlook(claim, refused, remarks.of_vm(node, sighting, claim, fence))
 
 
 def now(root: Root, key: str) -> str | None:

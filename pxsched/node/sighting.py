@@ -45,6 +45,14 @@ class Sighting(Value):
         """How many vCPUs QEMU has threads for."""
         return len({vcpu for thread in self.threads for vcpu in thread.vcpus})
 
+    @property
+    def surplus(self) -> str:
+        """What is to be said of a VM whose QEMU runs more vCPUs than its configuration says; else empty."""
+        said, running = self.machine.vcpus if self.machine else 0, self.running_vcpus
+        if not said or running <= said:
+            return ""
+        return f"QEMU runs {running} vCPUs, where the configuration says {said}; all {running} count"
+
 
 class Node(Value):
     root: Root

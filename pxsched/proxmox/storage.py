@@ -7,6 +7,7 @@ are mounted on /mnt/pve/ID unless `path` says otherwise. Volume names have no di
 import re
 
 from pxsched.errors import UserError
+from pxsched.host.mounts import is_mounted
 from pxsched.root import Root
 
 STORAGE_FILE = "etc/pve/storage.cfg"
@@ -36,6 +37,21 @@ def snippets_directory(root: Root, storage: str) -> str:
         part.partition("=")[::2] for part in options.get("content-dirs", "").split(",") if "=" in part
     ).get("snippets", "snippets")
     return f"{path.strip('/')}/{directory.strip('/')}"
+
+
+def check_mounted(root: Root, storage: str) -> None:
+    """Raises UserError when the storage's file system is not mounted now: what is written below its mount
+    point then is on another disk, and hidden later.
+    """
+    kind, options = _sections(root.read(STORAGE_FILE) or "").get(storage, ("", {}))
+    marked = options.get("is_mountpoint", "no")
+    if kind not in _MOUNTED and marked in ("no", "0", "off", "false"):
+        return
+    point = options.get("path") or f"/mnt/pve/{storage}"
+    if marked.startswith("/"):
+        point = marked
+    if is_mounted(root, point.strip("/")) is False:
+        raise UserError(f"storage {storage} is not mounted on {point}", hint="mount it first")
 
 
 def script_path(root: Root, volume: str) -> str:

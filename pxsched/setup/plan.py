@@ -68,8 +68,11 @@ def find_material() -> Material:
 
 
 def install(root: Root, material: Material, storage: str, *, packaged: bool) -> Iterator[Step]:
-    """The steps of an installation. packaged: units and templates come with the Debian package."""
+    """The steps of an installation. packaged: units and templates come with the Debian package. Raises
+    UserError when the storage cannot hold the script now.
+    """
     directory = storages.snippets_directory(root, storage)
+    storages.check_mounted(root, storage)
     script = material.read(SCRIPT_NAME)
     if not packaged:
         script = script.replace(f"/{PREFIX}".encode(), material.prefix.encode())
@@ -102,6 +105,7 @@ def uninstall(root: Root, material: Material, *, keep_stub: bool, packaged: bool
     for storage in dict.fromkeys(name for name in (record, "local") if name):
         try:
             path = f"{storages.snippets_directory(root, storage)}/{SCRIPT_NAME}"
+            storages.check_mounted(root, storage)
         except UserError:
             continue  # the storage is gone, and the script with it
         if not os.path.lexists(root.path(path)):

@@ -1,0 +1,116 @@
+"""What a person should know of one VM beside its place: why it may not start, what of its configuration
+counts for nothing, what the machine makes of its policy.
+
+For `plan` and `doctor`. Rules: cpufreq.rst, intel_pstate.rst and amd-pstate.rst for what a governor and an
+energy preference need; Proxmox's own refusals at start.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from pxsched.guest import config, passthrough
+from pxsched.guest.config import Machine
+from pxsched.host import cpulist, devices, frequency
+from pxsched.host.frequency import FrequencyPolicy
+from pxsched.host.topology import CpuKind, Topology
+from pxsched.ledger.claim import Claim
+from pxsched.node import sighting as nodes
+from pxsched.node.fences import Fence
+from pxsched.node.sighting import Node, Sighting
+from pxsched.placement.request import Placement, VmClass
+from pxsched.plugins import governor
+from pxsched.root import Root
+from pxsched.settings.policy import Policy, Prefer, Smt
+
+CANNOT_START = "cannot start"
+
+
+def of_vm(node: Node, sighting: Sighting, claim: Claim | None, fence: Fence | None) -> tuple[str, ...]:
+    """All there is to say of a VM, most important first. claim: its place, None where it has none."""
+    machine = sighting.machine
+    if machine is None:
+        return ()
+    lines = [
+        *machine.warnings,
+        *of_file(node.root, sighting),
+        *of_devices(node.root, machine, node.name),
+        *([sighting.surplus] if sighting.surplus else []),
+        *of_fence(fence, node.topology),
+    ]
+    if claim is not None:
+        placement, policy = claim.placement, claim.policy
+        lines += of_kinds(node.topology, placement, policy)
+        if placement.vm_class in governor.CLASSES and (policy.energy or policy.governor):
+            lines += of_frequency(frequency.read(node.root, placement.cpus), policy)
+    return tuple(lines)
+
+
+def of_file(root: Root, sighting: Sighting) -> Iterator[str]:
+    """Lines of its configuration that count for nothing."""
+    path = nodes.config_path(root, sighting.vmid, sighting.source)
+    text = root.read(path) if path else None
+    for warning in config.parse(text or "", name=f"{sighting.vmid}.conf").warnings:
+        yield f"Proxmox drops a line: {warning}"
+
+
+def of_fence(fence: Fence | None, topology: Topology) -> Iterator[str]:
+    if fence is not None:
+        cpus = cpulist.format(fence.cpus & topology.online) or "none"
+        yield f"{fence.name} lets it have CPUs {cpus} only"
+
+
+def of_kinds(topology: Topology, placement: Placement, policy: Policy) -> Iterator[str]:
+    """CPUs of both kinds in a fixed affinity; whole cores that have no siblings to keep free."""
+    cpus = placement.cpus & topology.online
+    slow = {cpu for cpu in cpus if topology.cpus[cpu].kind is CpuKind.EFFICIENCY}
+    fast = {cpu for cpu in cpus if topology.cpus[cpu].kind is CpuKind.PERFORMANCE}
+    if slow and fast and placement.vm_class in (VmClass.PINNED, VmClass.CONSTRAINED):
+        yield (
+            f"affinity mixes performance cores ({cpulist.format(fast)}) and efficiency cores"
+            f" ({cpulist.format(slow)}): its vCPUs are not equally fast"
+        )
+    isolates = placement.vm_class is VmClass.DEDICATED and policy.smt is Smt.ISOLATE
+    if slow and isolates and policy.prefer is not Prefer.EFFICIENCY:
+        where = cpulist.format(slow)
+        yield f'smt = "isolate" has vCPUs on efficiency cores ({where}): performance cores could not hold it'
+
+
+def of_frequency(policies: Iterable[FrequencyPolicy], policy: Policy) -> Iterator[str]:
+    """What frequency drivers do not take, or take without effect; each line once for all CPUs."""
+    said: dict[str, None] = {}
+    for found in policies:
+        said |= dict.fromkeys((*_of_governor(found, policy.governor), *_of_energy(found, policy)))
+    yield from said
+
+
+def _of_governor(found: FrequencyPolicy, governor: str) -> Iterator[str]:
+    if governor and found.governors and governor not in found.governors:
+        yield f"there is no governor {governor!r}: available are {' '.join(found.governors)}"
+
+
+def _of_energy(found: FrequencyPolicy, policy: Policy) -> Iterator[str]:
+    energy = policy.energy
+    if energy and not found.preference:
+        yield "energy counts for nothing: the frequency driver has no energy preferences"
+    elif energy and found.preferences and not energy.isdecimal() and energy not in found.preferences:
+        yield f"there is no energy preference {energy!r}: available are {' '.join(found.preferences)}"
+    elif energy and _governor(found, policy) == "performance" != energy:
+        yield f"energy = {energy!r} is refused: the governor performance takes no other preference"
+
+
+def _governor(found: FrequencyPolicy, policy: Policy) -> str:
+    """The governor that the CPUs will have."""
+    return policy.governor if policy.governor in found.governors else found.governor
+
+
+def of_devices(root: Root, machine: Machine, node_name: str) -> Iterator[str]:
+    """Passed-through devices that are not there: an address moves when a card is added."""
+    if not root.exists(devices.PCI_DIR):
+        return
+    for option in machine.hostpci:
+        gone = [address for address in option.addresses if not devices.expand(root, address)]
+        if option.mapping:
+            offered = passthrough.mapped(root.read(passthrough.MAPPINGS) or "", {option.mapping}, node_name)
+            gone += [] if any(devices.expand(root, address) for address in offered) else offered
+        if gone:
+            what = f"hostpci{option.number}: {' '.join(gone)} {'is' if len(gone) == 1 else 'are'} not there"
+            yield f"the VM {CANNOT_START} while its device is gone ({what})"
