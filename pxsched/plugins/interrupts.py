@@ -79,25 +79,26 @@ def of_node(host: HostView) -> Iterator[Setting]:
         now = cpulist.parse(interrupt.affinity)
         if not base & own:
             continue
-        if host.irqbalance is not None and now and not now & own:
-            # irqbalance moves it about among the other CPUs, which is its business.
-            wanted = now
-        else:
-            # The kernel takes no mask without an online CPU, though masks name offline ones, too.
-            wanted = base - own if base & others else (host.housekeeping & others) or others
-        yield Setting(knob, cpulist.format(wanted), NODE, NAME)
+        # irqbalance moves it about among the other CPUs, which is its business.
+        moved = host.irqbalance is not None and now & others and not now & own
+        yield Setting(knob, cpulist.format(now if moved else _rest(base, own, host)), NODE, NAME)
     yield from _masks(host, own)
+
+
+def _rest(cpus: frozenset[int], own: frozenset[int], host: HostView) -> frozenset[int]:
+    """What a mask keeps without the dedicated CPUs. The kernel takes none without an online CPU, though masks
+    name offline ones, too (write_irq_affinity() in kernel/irq/proc.c).
+    """
+    others = host.topology.online - own
+    return cpus - own if cpus & others else (host.housekeeping & others) or others
 
 
 def _masks(host: HostView, own: frozenset[int]) -> Iterator[Setting]:
     """What new interrupts start with, and where irqbalance may put any."""
     default = DefaultAffinity()
     now = host.originals.get(default.key, host.default_irq_mask)
-    remaining = cpulist.parse_mask(now) - own if now else frozenset()
-    if now and not remaining & host.topology.online:
-        others = host.topology.online - own
-        remaining = (host.housekeeping & others) or others
-    if remaining:
+    if now:
+        remaining = _rest(cpulist.parse_mask(now), own, host)
         yield Setting(default, cpulist.format_mask(remaining), NODE, NAME)
     if host.irqbalance is not None and host.irqbalance.setup is not None:
         daemon = host.irqbalance.daemon

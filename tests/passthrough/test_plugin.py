@@ -193,6 +193,34 @@ class TestTheHostsOwn:
         everything = view(cpus=tuple(str(cpu) for cpu in range(16)))
         assert list(plugin.of_node(self.host(pci, everything))) == []
 
+    @pytest.mark.parametrize(
+        "affinity, default, wanted, mask",
+        [
+            ("4,14", "ffff", "0,8", "ffef"),  # of its CPUs only an offline one would be left
+            ("4,12-15", "f010", "0,8", "101"),
+            ("3-4,14", "4010", "3,14", "101"),
+            ("4", "0010", "0,8", "101"),
+        ],
+    )
+    def test_the_cpus_asked_for_contain_an_online_one(
+        self, pci: PciMachine, affinity: str, default: str, wanted: str, mask: str
+    ) -> None:
+        pci.interrupt(30, "nvme0q1", affinity=affinity)
+        pci.write("proc/irq/default_smp_affinity", default)
+        host = self.host(pci, view(cpus=("4",)))
+        cpus = {number: replace(cpu, online=number < 12) for number, cpu in host.topology.cpus.items()}
+        host = replace(host, topology=replace(host.topology, cpus=cpus))
+        asked = {setting.knob.key: setting.want for setting in plugin.of_node(host)}
+        assert asked == {"irq:30,nvme0q1": wanted, "irq-default:": mask}
+
+    def test_an_interrupt_that_irqbalance_left_on_offline_cpus_is_placed(self, pci: PciMachine) -> None:
+        pci.interrupt(30, "nvme0q1", affinity="14")
+        running = Running(DAEMON, Setup(10, (), "00000001"))
+        host = self.host(pci, view(cpus=("4",)), irqbalance=running)
+        cpus = {number: replace(cpu, online=number < 12) for number, cpu in host.topology.cpus.items()}
+        host = replace(host, topology=replace(host.topology, cpus=cpus), originals={"irq:30,nvme0q1": "4,14"})
+        assert {s.knob.key: s.want for s in plugin.of_node(host)}["irq:30,nvme0q1"] == "0,8"
+
     def test_irqbalance_is_told_and_may_move_the_rest_as_it_likes(self, pci: PciMachine) -> None:
         pci.interrupt(30, "nvme0q1", affinity="0-15")
         running = Running(DAEMON, Setup(10, (), "00000001"))
