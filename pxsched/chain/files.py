@@ -81,6 +81,9 @@ def find_all(root: Root, vms: Iterable[tuple[int, Mapping[str, str]]]) -> dict[i
 
 def write(root: Root, entry: Entry) -> None:
     """Remembers, in the place of what was remembered under that number. Raises UserError."""
+    from pxsched.host import mounts  # the hook only reads
+
+    mounts.check_cluster(root)
     path = root.path(path_of(entry.vmid))
     new = f"{path}.tmp.{os.uname().nodename}.{os.getpid()}"
     for left in range(_TRIES, 0, -1):

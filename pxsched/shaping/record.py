@@ -110,6 +110,9 @@ def _line(value: object) -> str:
 
 def write(root: Root, record: Record) -> None:
     """Raises UserError."""
+    from pxsched.host import mounts  # the hook only reads
+
+    mounts.check_cluster(root)
     path = root.path(path_of(record.vmid))
     new = f"{path}.tmp.{os.uname().nodename}.{os.getpid()}"
     try:
