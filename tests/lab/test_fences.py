@@ -1,4 +1,4 @@
-"""VMs inside the CPUs that an admin lets their slice, or one scope, have: real systemd and the real kernel."""
+"""VMs inside the CPUs that an admin lets their slice, or one scope, have: real systemd, the real kernel."""
 
 from collections.abc import Callable, Iterator
 
