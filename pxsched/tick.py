@@ -171,7 +171,9 @@ def report(done: Done) -> None:
         if changes.placed:
             parts.append(f"placed VM {', '.join(map(str, changes.placed))}")
         if changes.dropped:
-            gone = (f"{vmid} ({why})" if why else f"{vmid}" for vmid, why in changes.dropped.items())
+            gone = (
+                f"{one} ({changes.why[one]})" if one in changes.why else f"{one}" for one in changes.dropped
+            )
             parts.append(f"let go of VM {', '.join(gone)}")
         if turned.turned:
             drifted = sum(turn.drifted for turn in turned.turned)

@@ -30,13 +30,14 @@ LONGEST_START_NS = 3600 * 10**9
 
 
 class Changes:
-    """What one update did. placed: VMIDs with a new placement; dropped, refused: the reason by VMID, empty
-    for one that has ended.
+    """What one update did. placed: VMIDs with a new placement; dropped: those that lost theirs; why: the
+    reason, where they have not simply ended; refused: the reason by VMID.
     """
 
     def __init__(self) -> None:
         self.placed: list[int] = []
-        self.dropped: dict[int, str] = {}
+        self.dropped: list[int] = []
+        self.why: dict[int, str] = {}
         self.refused: dict[int, str] = {}
 
 
@@ -189,7 +190,9 @@ def _forget_dead(
 def _drop(ledger: Ledger, vmid: int, changes: Changes, reason: str) -> None:
     """Ends a claim. Shared VMs that had to make room for it are placed again when they are next looked at."""
     gone = ledger.claims.pop(vmid).placement
-    changes.dropped[vmid] = reason
+    changes.dropped.append(vmid)
+    if reason:
+        changes.why[vmid] = reason
     if gone.vm_class is VmClass.DEDICATED:
         for other, claim in ledger.claims.items():
             if claim.placement.vm_class is VmClass.SHARED and claim.placement.nodes & gone.nodes:

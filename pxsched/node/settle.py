@@ -61,7 +61,8 @@ def settle(
         theirs = [nodes.sight(node.root, vmid, source=source) for vmid, source in crowded.items()]
         more, _ = _settle(node, theirs, waits, everybody=False)
         done.changes.placed += more.changes.placed
-        done.changes.dropped |= more.changes.dropped
+        done.changes.dropped += more.changes.dropped
+        done.changes.why |= more.changes.why
         done.changes.refused |= more.changes.refused
         _join(done.report, more.report)
         done = replace(done, claims={**more.claims, **done.claims}, notes=(*done.notes, *more.notes))
