@@ -4,7 +4,6 @@ Emulation has no topoext of its own, so AMD models force it; Intel models with s
 Linux boots in emulation, and are not told of dies anyway.
 """
 
-
 import pytest
 
 from pxsched.errors import UserError
