@@ -74,6 +74,11 @@ def _conclusion(root: Root, found: Look, *, written: bool) -> list[str]:
 def notes(found: Look) -> list[str]:
     """What the admin should know before the next start."""
     lines = []
+    sockets = found.mirror.smp.sockets if found.mirror else 1
+    if sockets > len({seat.package for seat in found.seats}):
+        lines.append(f"its {sockets} sockets stand for L3 groups: what is licensed by the socket counts them")
+    if len({seat.kind for seat in found.seats}) > 1:
+        lines.append("its CPUs are of several kinds, and no guest can be told that")
     if found.file.config.snapshots:
         lines.append("its snapshots keep the processors they were taken with: a rollback brings those back")
     if found.options.get("ostype", "").startswith("w"):

@@ -128,6 +128,10 @@ def _numa(options: Mapping[str, str], now: Told, mirror: Mirror, sockets: int, c
     present = _nodes(replace(now.machine, sockets=sockets, cores=cores))
     wanted = mirror.node_of()
     same = _split(present, range(mirror.smp.cpus)) == _split(wanted, range(mirror.smp.cpus))
+    # Without `numaN` Proxmox binds the huge pages of guest socket i to host node i.
+    implied = now.machine.hugepage_mib is not None and not now.machine.guest_nodes
+    if implied and [node.host for node in mirror.nodes] != list(range(len(mirror.nodes))):
+        same = False
     if same and (not mirror.nodes or _split(present, range(mirror.smp.maxcpus)) == _split(wanted, wanted)):
         return {}
     if hotplugs(options, "memory"):

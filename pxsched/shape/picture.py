@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from pxsched.guest.arguments import Smp
-from pxsched.host.topology import Topology
+from pxsched.host.topology import CpuKind, Topology
 from pxsched.shape.cpumodel import Groups, Traits
 from pxsched.shape.smp import apic_id, place
 from pxsched.value import Value
@@ -30,6 +30,7 @@ class Seat(NamedTuple):
     cell: tuple[int, int]
     node: int
     package: int
+    kind: CpuKind | None
 
 
 def parts(keys: Iterable[Hashable]) -> Parts:
@@ -54,13 +55,8 @@ def _seat(topology: Topology, number: int) -> Seat:
     cpu = topology.cpus[number]
     node = -1 if cpu.node is None else cpu.node
     core = -1 - number if cpu.core is None else cpu.core
-    return Seat(
-        number,
-        core,
-        (node, -1 if cpu.l3 is None else cpu.l3),
-        node,
-        -1 if cpu.package is None else cpu.package,
-    )
+    package = -1 if cpu.package is None else cpu.package
+    return Seat(number, core, (node, -1 if cpu.l3 is None else cpu.l3), node, package, cpu.kind)
 
 
 def truth(where: Sequence[Seat]) -> Picture:

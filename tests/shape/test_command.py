@@ -1,6 +1,7 @@
 """`pxsched shape` on a node: real configuration files, the sandbox's own `qm`, real QEMU, the real hook."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from pxsched.guest.qmp import Qmp
 from pxsched.root import Root
 from pxsched.shaping import record
 
+from . import machines
 from .conftest import FOREIGN, needs_qemu, run, text
 
 pytestmark = [pytest.mark.measures, needs_qemu]
@@ -158,3 +160,17 @@ def test_a_vm_that_floats_is_told_why_there_is_nothing_to_mirror(sandbox):
     code, _, err = run(sandbox, "shape", "100", "--apply")
     assert code == 1
     assert "its vCPUs float" in err
+
+
+def test_sockets_that_stand_for_l3_groups_and_cpus_of_several_kinds_are_told(sandbox):
+    base = Path(sandbox.root)
+    for cpu in range(2):
+        core = base / f"sys/devices/system/cpu/cpu{cpu}"
+        (core / "topology/core_cpus_list").write_text(f"{cpu}\n")
+        (core / "cache/index3/shared_cpu_list").write_text(f"{cpu}\n")
+        (core / "cpu_capacity").write_text(f"{1024 >> cpu}\n")
+    out = run(sandbox, "shape", "100")[1]
+    shutil.rmtree(base / "sys")
+    machines.write(base, nodes=1, l3s=1, cores=1)
+    assert "its 2 sockets stand for L3 groups" in out
+    assert "several kinds" in out

@@ -202,3 +202,18 @@ def test_vcpus_that_no_rule_lists_are_on_the_first_node():
     told = options.read(vm(4, numa="1", numa0="cpus=1,memory=512", numa1="cpus=2,memory=512"))
     picture = seen(told.smp, told.node_of, traits_of(told, MILAN))
     assert picture.nodes == parts("aaba")
+
+
+def test_guest_nodes_with_huge_pages_name_their_host_node_and_hold_whole_pages():
+    big = {"numa": "1", "hugepages": "1024", "memory": "4096"}
+    _, changes = mirrored(TWO_NODES, (8, 9, 10, 0, 1, 2), vm(6, **big))
+    assert changes["numa0"] == "cpus=0-2,memory=2048,hostnodes=1,policy=preferred"
+    _, changes = mirrored(TWO_NODES, (0, 1, 2, 8, 9, 10), vm(6, **big))
+    assert changes == {"sockets": "2", "cores": "3"}, "Proxmox binds socket i to host node i"
+    assert "in pages of 1024 MiB" in refusal((0, 8), vm(2, numa="1", hugepages="1024", memory="1536"))
+
+
+def test_huge_pages_that_the_admin_bound_to_guest_nodes_stay():
+    rules = {"numa": "1", "hugepages": "2", "numa0": "cpus=0,memory=512,hostnodes=0,policy=bind",
+             "numa1": "cpus=1,memory=512,hostnodes=1,policy=bind"}  # fmt: skip
+    assert "huge pages are bound to guest nodes" in refusal((0, 1), vm(2, **rules))
