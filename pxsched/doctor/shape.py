@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pxsched.doctor.finding import Finding, Level, Subject, some
 from pxsched.node.sighting import Node
-from pxsched.shaping import advice
+from pxsched.shaping import advice, record
 
 
 def shapes(subject: Subject) -> Iterator[Finding]:
@@ -24,4 +24,14 @@ def shapes(subject: Subject) -> Iterator[Finding]:
         )
 
 
-CHECKS = (shapes,)
+def left_behind(subject: Subject) -> Iterator[Finding]:
+    """A VM that was opted out keeps what it was told; nothing places it accordingly any more."""
+    enabled = {guest.vmid for guest in subject.enabled}
+    here = {guest.vmid for guest in subject.here}
+    for vmid in record.vmids(subject.root):
+        if vmid in here - enabled:
+            text = f"VM {vmid} is told what it had, and is not opted in any more"
+            yield Finding(Level.NOTE, "shape", text, f"pxsched shape {vmid} --undo")
+
+
+CHECKS = (shapes, left_behind)

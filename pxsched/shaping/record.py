@@ -72,6 +72,12 @@ def _without(now: str, old: str, written: list[str | None]) -> str | None:
     return None
 
 
+def vmids(root: Root) -> list[int]:
+    """The numbers that something is remembered of, whichever VMs have them now."""
+    names = (re.fullmatch(r"([1-9]\d{2,8})\.json", name, re.ASCII) for name in root.list(DIRECTORY))
+    return sorted(int(match[1]) for match in names if match)
+
+
 def path_of(vmid: int) -> str:
     return f"{DIRECTORY}/{int(vmid)}.json"
 

@@ -113,3 +113,14 @@ def test_advice_alone_writes_nothing(sandbox):
     tick.tick(Root(sandbox.root))
     assert text(sandbox) == before
     assert not Path(sandbox.root, record.DIRECTORY).exists()
+
+
+def test_a_vm_that_was_opted_out_is_named_until_its_shape_is_undone(sandbox):
+    before = text(sandbox)
+    run(sandbox, "shape", "100", "--apply")
+    sandbox.qm("set", 100, delete="hookscript")
+    found = json.loads(run(sandbox, "doctor", "--json")[1])["findings"]
+    [shape] = [finding for finding in found if finding["area"] == "shape"]
+    assert (shape["level"], shape["remedy"]) == ("note", "pxsched shape 100 --undo")
+    assert run(sandbox, "shape", "100", "--undo")[0] == 0
+    assert text(sandbox) == before.replace("hookscript: local:snippets/pxsched\n", "")
