@@ -135,12 +135,15 @@ def drop(root: Root, vmid: int) -> None:
     path = root.path(path_of(vmid))
     try:
         os.unlink(path)
-        os.rmdir(os.path.dirname(path))
     except FileNotFoundError:
         return
     except OSError as error:
-        if os.path.exists(path):
-            raise _refusal(vmid, error) from error
+        raise _refusal(vmid, error) from error
+    for directory in (os.path.dirname(path), os.path.dirname(os.path.dirname(path))):
+        try:
+            os.rmdir(directory)
+        except OSError:
+            return  # it has other entries
 
 
 def _refusal(vmid: int, error: OSError) -> UserError:
