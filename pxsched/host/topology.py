@@ -1,28 +1,25 @@
 """The machine's CPUs, cores, L3 groups, NUMA nodes and packages, read from sysfs.
 
 Rules: Documentation/admin-guide/cputopology.rst, Documentation/ABI/stable/sysfs-devices-system-cpu and
--node, Documentation/ABI/testing/sysfs-devices-system-cpu (cache/indexN, cpu_capacity). Everything may be
-missing: old kernels have bitmaps only, guests no caches, offline CPUs no topology at all.
+-node, Documentation/ABI/testing/sysfs-devices-system-cpu (cache/indexN). Everything may be missing: old
+kernels have bitmaps only, guests no caches, offline CPUs no topology at all. Where damaged firmware tables
+make nodes overlap, each CPU has one owner all the same.
 """
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from enum import StrEnum
 from functools import cached_property
 
 from pxsched.errors import UserError
 from pxsched.host import cpulist
+from pxsched.host.kinds import CpuKind as CpuKind
+from pxsched.host.kinds import kinds
 from pxsched.root import Root
-from pxsched.value import NOTHING, Value
+from pxsched.value import NOTHING, Value, replace
 
 CPU_DIR = "sys/devices/system/cpu"
 NODE_DIR = "sys/devices/system/node"
 LOCAL_DISTANCE = 10  # ACPI SLIT: a node's distance to itself
-
-
-class CpuKind(StrEnum):
-    PERFORMANCE = "performance"
-    EFFICIENCY = "efficiency"
 
 
 class Cpu(Value):
@@ -110,6 +107,8 @@ def read(root: Root) -> Topology:
     l3s = _l3s(root, leaders, siblings, online)
     nodes = _nodes(root, online)
     node_of = _node_of(nodes, warnings)
+    if warnings:
+        nodes = tuple(_owned(node, node_of) for node in nodes)
     package_of = {cpu: package.id for package in packages for cpu in package.cpus}
     l3_of = {cpu: l3.id for l3 in l3s for cpu in l3.cpus}
     max_khz = {
@@ -118,7 +117,7 @@ def read(root: Root) -> Topology:
         for khz in [_int(root.read(f"{CPU_DIR}/cpu{leader}/cpufreq/cpuinfo_max_freq"))]
         for cpu in siblings[leader]
     }
-    kind_of = _kinds(root, leaders, siblings, max_khz)
+    kind_of = kinds(root, leaders, siblings, max_khz)
     cpus = {
         cpu: Cpu(
             id=cpu,
@@ -313,6 +312,11 @@ def _meminfo_bytes(text: str | None) -> int | None:
     return int(match[1]) * 1024 if match else None
 
 
+def _owned(node: Node, node_of: Mapping[int, int]) -> Node:
+    """The node with its own CPUs only."""
+    return replace(node, cpus=frozenset(cpu for cpu in node.cpus if node_of[cpu] == node.id))
+
+
 def _node_of(nodes: Iterable[Node], warnings: list[str]) -> dict[int, int]:
     """Each CPU's node. Where damaged firmware tables make nodes overlap, the smaller one is the nearer."""
     owner: dict[int, int] = {}
@@ -322,31 +326,3 @@ def _node_of(nodes: Iterable[Node], warnings: list[str]) -> dict[int, int]:
             warnings.append(f"node {node.id} shares CPUs {cpulist.format(shared)} with another node")
         owner.update((cpu, node.id) for cpu in node.cpus - shared)
     return owner
-
-
-def _kinds(
-    root: Root,
-    leaders: list[int],
-    siblings: Mapping[int, frozenset[int]],
-    max_khz: Mapping[int, int | None],
-) -> dict[int, CpuKind]:
-    """Performance and efficiency CPUs: Intel's PMUs, else cpu_capacity, else frequency."""
-    performance = _parsed(cpulist.parse, root.read("sys/devices/cpu_core/cpus"))
-    efficiency = _parsed(cpulist.parse, root.read("sys/devices/cpu_atom/cpus"))
-    if performance and efficiency:
-        low_power = _parsed(cpulist.parse, root.read("sys/devices/cpu_lowpower/cpus")) or frozenset()
-        kinds = dict.fromkeys(performance, CpuKind.PERFORMANCE)
-        return kinds | dict.fromkeys(efficiency | low_power, CpuKind.EFFICIENCY)
-    rating: Mapping[int, int | None] = max_khz
-    if root.exists(f"{CPU_DIR}/cpu{leaders[0]}/cpu_capacity"):
-        rating = {cpu: _int(root.read(f"{CPU_DIR}/cpu{cpu}/cpu_capacity")) for cpu in leaders}
-    rated = {leader: rating.get(leader) or 0 for leader in leaders}
-    # Favoured cores of one kind differ by a few per cent; cores of another kind by a fifth and more.
-    bound = 0.85 * max(rated.values())
-    if not 0 < min(rated.values()) < bound:
-        return {}
-    return {
-        cpu: CpuKind.PERFORMANCE if rated[leader] >= bound else CpuKind.EFFICIENCY
-        for leader in leaders
-        for cpu in siblings[leader]
-    }

@@ -63,6 +63,7 @@ def _answer(
         search, found, chosen, order, again=before is not None, other_group=other_group
     )
     near, lines = emulator(host, holdings, request, frozenset(chosen.nodes), own)
+    lines += explanation.far_memory(search.room, nodes)
     return Placement(request.vmid, VmClass.DEDICATED, vcpus, near, nodes, (*why, *lines))
 
 

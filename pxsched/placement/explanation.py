@@ -11,7 +11,7 @@ from pxsched.host.topology import CpuKind
 from pxsched.placement import memory, obstacles
 from pxsched.placement.machine import NO_NODE, Machine, mask_of
 from pxsched.placement.request import Host, Refused, Request
-from pxsched.settings.policy import Prefer, Smt
+from pxsched.settings.policy import FarMemory, Prefer, Smt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -335,7 +335,17 @@ def memory_refusal(machine: Machine, host: Host, request: Request) -> Refused:
             for number, guest in enumerate(request.guest_nodes)
         )
         return Refused(f"guest nodes fit on no host nodes: {wishes}{pages}; {_state(machine, room)}")
-    return Refused(f"needs {request.memory_mib} MiB{pages}; {_state(machine, room)}")
+    never = request.far_memory is FarMemory.NEVER and machine.far
+    return Refused(
+        f"needs {request.memory_mib} MiB{pages}; {_state(machine, room)}",
+        hint='far_memory = "last" lets it have that of nodes without CPUs' if never else None,
+    )
+
+
+def far_memory(room: memory.Room, nodes: frozenset[int]) -> list[str]:
+    """Which nodes without CPUs a VM has memory on, for want of other."""
+    far = sorted(nodes & room.far) if room.reach else []
+    return [f"memory on {_nodes(far)}, too, nodes without CPUs: the others cannot hold it"] if far else []
 
 
 def _state(machine: Machine, room: memory.Room) -> str:

@@ -203,7 +203,7 @@ class Assigning:
         if position == len(self.order):
             self._end(cost)
             return
-        before = self.allowance.looks
+        before, tried = self.allowance.looks, False
         part = self.parts[self.order[position]]
         options = [
             (self.load.get(node, 0), self._more(node), node)
@@ -213,8 +213,9 @@ class Assigning:
         self.allowance.looks += len(self.room)
         for _, more, node in sorted(options):
             spent = self.allowance.looks - before
-            if spent >= looks and (self.found or spent >= 4 * looks):
+            if tried and spent >= looks:
                 return
+            tried = True
             was = self.load.get(node)
             self._move(part, node, 1)
             self.load[node] = (was or 0) + max(1, len(part.vcpus))

@@ -166,13 +166,15 @@ class _Walk:
         others: list[tuple[int, Site]],
         looks: int,
     ) -> None:
-        """Adds each of the others in turn; they come with what each would add to the cost, in order."""
+        """Adds each of the others in turn; they come with what each would add to the cost, in order. The
+        first one gets half of the allowance, the next half of the rest: late choices do not take all of it.
+        """
         left = self.size - len(chosen)
         if not left:
             if self.need.holds(chosen):
                 self._end(tuple(sorted(chosen)), cost)
             return
-        before = self.allowance.looks
+        before, tried = self.allowance.looks, False
         most = sorted((site.cpus for _, site in others), reverse=True)[:left]
         most_mib = sorted((site.memory_mib for _, site in others), reverse=True)[:left]
         # Those that are left out from here on are not taken from these bounds: they stay bounds.
@@ -181,7 +183,7 @@ class _Walk:
         for position, (more, site) in enumerate(others):
             rest = others[position + 1 :]
             spent = self.allowance.looks - before
-            if len(rest) < left - 1 or (spent >= looks and (self.found or spent >= 4 * looks)):
+            if len(rest) < left - 1 or (tried and spent >= looks):
                 return
             within = sum(own for own, _ in others[position : position + left])
             bound = cost + within + self.least * (left * (left - 1) // 2)
@@ -197,6 +199,7 @@ class _Walk:
             far = self.far[site.node]
             following = [(own + far[other.node], other) for own, other in rest]
             following.sort(key=_added)
+            tried = True
             self._extend(
                 (*chosen, site.node), cost + more, cpus + site.cpus, memory_mib + site.memory_mib, following,
                 (looks - spent) // 2,

@@ -57,6 +57,7 @@ def place_shared(host: Host, holdings: Sequence[Holding], request: Request) -> P
     nodes = room.nodes(chosen.nodes, request.memory_mib).union(
         *(guest.host_nodes for guest in request.guest_nodes)
     )
+    why += tuple(explanation.far_memory(room, nodes))
     return Placement(request.vmid, VmClass.SHARED, vcpus, rest, nodes, why)
 
 

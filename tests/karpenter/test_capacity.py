@@ -8,6 +8,8 @@ from pxsched.host import cpulist, topology
 from pxsched.karpenter import capacity
 from pxsched.settings.policy import NodeSettings
 
+from .conftest import make_machine
+
 EXAMPLE = """\
 #Karpenter discovery service
 affinity: 0-7,32-39,8-15,40-47,16-23,48-55,24-31,56-63
@@ -42,6 +44,17 @@ def test_our_own_parser_reads_it_back_as_the_same_machine(epyc):
         # positions in the ordered list, as the reader takes them
         offered = {vm.affinity[position] for position in node.cpus}
         assert offered == topology.read(epyc).nodes[number].cpus
+
+
+def test_cpus_that_several_nodes_claim_are_offered_once(tmp_path):
+    everything = make_machine(tmp_path, [("0-7", 8 * GIB_KIB)])
+    for number in range(1, 8):
+        directory = tmp_path / f"sys/devices/system/node/node{number}"
+        directory.mkdir()
+        (directory / "cpulist").write_text("0-7\n")
+        (directory / "meminfo").write_text(f"Node {number} MemTotal:       {8 * GIB_KIB} kB\n")
+    assert options(everything)["cores"] == "8"
+    assert options(everything)["affinity"] == "0-7"
 
 
 @pytest.mark.parametrize(

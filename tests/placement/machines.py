@@ -84,6 +84,23 @@ def machine(nodes: int = 2, l3s: int = 2, cores: int = 4, threads: int = 2, **mo
     )
 
 
+def epyc(nodes: int, cores: int = 4, *, quadrants: bool = False, **more) -> Topology:
+    """Two sockets whose firmware shows each L3 as a NUMA node ("L3 as NUMA domain"), siblings half the
+    machine apart. quadrants: nodes of a quarter of a socket are nearer to each other, as some firmware has it.
+    """
+    half = nodes // 2
+
+    def distance(one: int, other: int) -> int:
+        if one == other:
+            return 10
+        if one // half != other // half:
+            return 32
+        return 12 if quadrants and one // max(1, half // 4) != other // max(1, half // 4) else 11
+
+    pairs = ((one, other) for one in range(nodes) for other in range(nodes))
+    return machine(nodes, 1, cores, 2, distances={pair: distance(*pair) for pair in pairs}, **more)
+
+
 def wish(vcpus: int, vmid: int = 100, vm_class: VmClass = VmClass.DEDICATED, memory_mib: int = 1024, **more):
     return Request(vmid, vcpus, memory_mib, vm_class, **more)
 
