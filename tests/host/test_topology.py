@@ -312,7 +312,7 @@ RANKS = (226, 231, 211, 236, 216, 236, 206, 221, 191, 201, 186, 196, 171, 166, 1
 
 
 def rated(tree, khz, **files: tuple[str, ...]) -> Topology:
-    """Cores without siblings of these frequencies. files: a path with "__" for "/", its text for each core."""
+    """Cores without siblings of these frequencies. files: a path with "__" for "/", its text by core."""
     for cpu, value in enumerate(khz):
         tree.put(f"cpu{cpu}/topology/core_cpus_list", f"{cpu}\n")
         tree.put(f"cpu{cpu}/cpufreq/cpuinfo_max_freq", f"{value}\n")

@@ -86,7 +86,7 @@ def machine(nodes: int = 2, l3s: int = 2, cores: int = 4, threads: int = 2, **mo
 
 def epyc(nodes: int, cores: int = 4, *, quadrants: bool = False, **more) -> Topology:
     """Two sockets whose firmware shows each L3 as a NUMA node ("L3 as NUMA domain"), siblings half the
-    machine apart. quadrants: nodes of a quarter of a socket are nearer to each other, as some firmware has it.
+    machine apart. quadrants: nodes of a quarter of a socket are nearer, as some firmware has it.
     """
     half = nodes // 2
 
