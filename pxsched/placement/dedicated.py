@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pxsched.placement import bindings, explanation
+from pxsched.placement import bindings, explanation, refusals
 from pxsched.placement.candidates import Search
 from pxsched.placement.housekeeping import emulator
 from pxsched.placement.machine import Machine, machine_of, mask_of
@@ -26,7 +26,7 @@ def place_dedicated(host: Host, holdings: Sequence[Holding], request: Request) -
         found = search.candidates()
         if found:
             return _answer(host, holdings, search, found, request)
-    raise explanation.refusal(search, allowed)
+    raise refusals.refusal(search, allowed)
 
 
 def _pools(machine: Machine, occupied: Occupancy, free: int, request: Request) -> list[int]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from pxsched.host import cpulist
 from pxsched.host.topology import CpuKind
-from pxsched.placement import memory, obstacles
-from pxsched.placement.machine import NO_NODE, Machine, mask_of
-from pxsched.placement.request import Host, Refused, Request
-from pxsched.settings.policy import FarMemory, Prefer, Smt
+from pxsched.placement import memory, obstacles, refusals
+from pxsched.placement.machine import Machine, mask_of
+from pxsched.placement.request import Request
+from pxsched.settings.policy import Prefer, Smt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ def dedicated(
     """
     request, machine = search.request, search.machine
     lines = [
-        f"{_count(request.vcpus, 'exclusive CPU')} {cpulist.format_ordered(order)} on"
+        f"{obstacles.count(request.vcpus, 'exclusive CPU')} {cpulist.format_ordered(order)} on"
         f" {_place(machine, chosen.nodes, chosen.mask)}"
     ]
     if again:
@@ -63,7 +63,7 @@ def _dedicated_warnings(search: Search, chosen: Candidate) -> list[str]:
     if len(mixed) > 1:
         lines.append(
             "warning: mixes performance and efficiency cores: no kind alone has"
-            f" {_count(request.vcpus, 'free CPU')} as near together"
+            f" {obstacles.count(request.vcpus, 'free CPU')} as near together"
         )
     elif (
         mixed
@@ -76,7 +76,9 @@ def _dedicated_warnings(search: Search, chosen: Candidate) -> list[str]:
     if chosen.split:
         lines.append("warning: a guest NUMA node fits on no host node and is divided over several")
     if chosen.score.joined:
-        lines.append(f'shares {_count(chosen.score.joined, "core")} with other VMs, as smt = "share" allows')
+        lines.append(
+            f'shares {obstacles.count(chosen.score.joined, "core")} with other VMs, as smt = "share" allows'
+        )
     odd = request.vcpus % machine.threads
     if request.smt is Smt.REQUIRE and odd:
         lines.append(f"{request.vcpus} vCPUs are no multiple of {machine.threads}: one core is used in part")
@@ -119,8 +121,8 @@ def _devices(request: Request, nodes: Sequence[int]) -> list[str]:
         return []
     away = request.device_nodes.difference(nodes)
     if not away:
-        return [f"its passed-through devices are on {_nodes(sorted(request.device_nodes))}"]
-    return [f"warning: passed-through devices are on {_nodes(sorted(away))}, where no room was left"]
+        return [f"its passed-through devices are on {obstacles.nodes(sorted(request.device_nodes))}"]
+    return [f"warning: passed-through devices are on {obstacles.nodes(sorted(away))}, where no room was left"]
 
 
 _ROOM = (
@@ -135,9 +137,9 @@ _ROOM = (
 def _why_not(best: Score, rival: Score) -> str:
     """The first rule by which the rival is worse."""
     if rival.nodes != best.nodes:
-        return f"it spans {_count(rival.nodes, 'node')} instead of {best.nodes}"
+        return f"it spans {obstacles.count(rival.nodes, 'node')} instead of {best.nodes}"
     if rival.bare != best.bare:
-        return f"{_count(rival.bare, 'node')} of it without memory"
+        return f"{obstacles.count(rival.bare, 'node')} of it without memory"
     if rival.distance != best.distance:
         return f"its nodes are further apart (distances {rival.distance} instead of {best.distance} in all)"
     if rival.unevenness != best.unevenness:
@@ -145,11 +147,11 @@ def _why_not(best: Score, rival: Score) -> str:
     if rival.devices != best.devices:
         return "it is further from the passed-through devices"
     if rival.groups != best.groups:
-        return f"it spans {_count(rival.groups, 'L3 group')} instead of {best.groups}"
+        return f"it spans {obstacles.count(rival.groups, 'L3 group')} instead of {best.groups}"
     if rival.kinds != best.kinds:
         return "it mixes kinds of CPU" if rival.kinds[0] else "its CPUs are of a kind less preferred"
     if rival.joined != best.joined:
-        return f"it shares {_count(rival.joined, 'core')} with other VMs instead of {best.joined}"
+        return f"it shares {obstacles.count(rival.joined, 'core')} with other VMs instead of {best.joined}"
     if rival.torn != best.torn:
         return "it would tear siblings of a core apart"
     for mine, theirs, text in zip(best.room, rival.room, _ROOM, strict=True):
@@ -197,11 +199,12 @@ def shared(
 ) -> tuple[str, ...]:
     size = chosen.mask.bit_count()
     lines = [
-        f"{_count(request.vcpus, 'vCPU')} float{'s' * (request.vcpus == 1)} on CPUs"
+        f"{obstacles.count(request.vcpus, 'vCPU')} float{'s' * (request.vcpus == 1)} on CPUs"
         f" {obstacles.cpus(chosen.mask)}: {_place(machine, chosen.nodes, chosen.mask)}"
     ]
     if size < request.vcpus:
-        lines.append(f"warning: {request.vcpus} vCPUs share {_count(size, 'CPU')}; other VMs hold the rest")
+        rest = refusals.fence(request) or "; other VMs hold the rest"
+        lines.append(f"warning: {request.vcpus} vCPUs share {obstacles.count(size, 'CPU')}{rest}")
     if all(machine.kinds.get(kind, 0) & chosen.mask for kind in CpuKind):
         lines.append("warning: its home mixes performance and efficiency cores: no kind alone holds it")
     lines += _devices(request, chosen.nodes)
@@ -227,12 +230,12 @@ def shared(
 def _bound(request: Request) -> list[str]:
     """Which nodes its guest nodes leave to choose from."""
     hosts = frozenset[int]().union(*(guest.host_nodes for guest in request.guest_nodes))
-    return [f"its guest NUMA nodes bind its memory to {_nodes(sorted(hosts))}"] if hosts else []
+    return [f"its guest NUMA nodes bind its memory to {obstacles.nodes(sorted(hosts))}"] if hosts else []
 
 
 def _why_no_home(best: HomeScore, rival: HomeScore) -> str:
     if rival.nodes != best.nodes:
-        return f"it spans {_count(rival.nodes, 'node')} instead of {best.nodes}"
+        return f"it spans {obstacles.count(rival.nodes, 'node')} instead of {best.nodes}"
     if rival.distance != best.distance:
         return "its nodes are further apart"
     if rival.short != best.short:
@@ -242,7 +245,7 @@ def _why_no_home(best: HomeScore, rival: HomeScore) -> str:
     if rival.away != best.away:
         return "it is further from the VM's memory"
     if rival.groups != best.groups:
-        return f"it spans {_count(rival.groups, 'L3 group')} instead of {best.groups}"
+        return f"it spans {obstacles.count(rival.groups, 'L3 group')} instead of {best.groups}"
     if rival.crowd != best.crowd:
         return f"more demand there ({rival.contention:.2f} per CPU)"
     if rival.bare != best.bare:
@@ -260,104 +263,19 @@ def _why_no_home(best: HomeScore, rival: HomeScore) -> str:
     return "it is as good, and comes later"
 
 
-def refusal(search: Search, allowed: int) -> Refused:
-    """Which rule keeps a dedicated VM from being placed, and the numbers."""
-    request, machine = search.request, search.machine
-    usable, count = search.usable, request.vcpus
-    if usable.bit_count() >= count:
-        return memory_refusal(machine, search.host, request)
-    if request.smt is Smt.REQUIRE and machine.threads == 1:
-        return Refused(
-            'smt = "require", but no core has siblings online: SMT is off, or these CPUs have none',
-            hint='smt = "prefer" takes cores without siblings, too',
-        )
-    wanted = {
-        Smt.PREFER: "exclusive CPUs on cores that no other VM has part of",
-        Smt.REQUIRE: "exclusive CPUs on whole cores with siblings",
-        Smt.ISOLATE: "whole cores",
-        Smt.SHARE: "exclusive CPUs",
-    }[request.smt]
-    numbers = ", ".join(
-        f"node {node} has {(usable & machine.cpus[node]).bit_count()}"
-        for node in machine.nodes
-        if node != NO_NODE and allowed & machine.cpus[node]
-    )
-    free = f"{usable.bit_count()} are free" + (f" ({numbers})" if numbers else "")
-    obstacle = obstacles.in_the_way(search.occupied, [("", allowed, usable)], count)
-    limit = _limit(request)
-    return Refused(
-        f"needs {count} {wanted if machine.threads > 1 else 'exclusive CPUs'}; {free}"
-        f" of {_count(allowed.bit_count(), 'CPU')} it may use{limit}",
-        hint=f"{obstacles.vms(obstacle[1])} would have to stop" if obstacle else None,
-    )
-
-
-def _limit(request: Request) -> str:
-    """Which list of the admin's narrows the choice."""
-    limits = [
-        f"{name} {cpulist.format(value)}"
-        for name, value in (("cpus", request.cpus), ("nodes", request.nodes), ("affinity", request.affinity))
-        if value
-    ]
-    policy = f" (policy: {', '.join(limits)})" if limits else ", housekeeping and isolated CPUs left out"
-    return policy + _fence(request)
-
-
-def _fence(request: Request) -> str:
-    """Who keeps CPUs from the VM's cgroup."""
-    if request.fence is None:
-        return ""
-    return f"; {request.fence_name or 'its cgroup'} lets it have {cpulist.format(request.fence) or 'none'}"
-
-
-def no_cpu_left(machine: Machine, request: Request, allowed: int, beside: int) -> Refused:
-    """Why a shared VM finds no CPU. beside: the CPUs near the memory that guest nodes are bound to."""
-    if allowed and not allowed & beside:
-        hosts = frozenset[int]().union(*(guest.host_nodes for guest in request.guest_nodes))
-        return Refused(
-            f"guest NUMA nodes bind its memory to {_nodes(sorted(hosts))}, where it may use no CPU:"
-            f" CPUs {obstacles.cpus(allowed)} are left to it{_limit(request)}"
-        )
-    return Refused(
-        f"no CPU is left for a shared VM: {(allowed & beside).bit_count()} may be used"
-        f"{_fence(request)}{', all of them dedicated to other VMs' if allowed else ''}",
-        hint="stop a dedicated VM, or give the VM other CPUs" if allowed else None,
-    )
-
-
-def memory_refusal(machine: Machine, host: Host, request: Request) -> Refused:
-    room = memory.room_of(machine, host, request)
-    pages = "" if request.hugepage_mib is None else f" in huge pages of {request.hugepage_mib} MiB"
-    if request.guest_nodes:
-        wishes = ", ".join(
-            f"numa{number} needs {_count(len(guest.cpus), 'CPU')} and {guest.memory_mib} MiB"
-            + (f" on node {cpulist.format(guest.host_nodes)}" if guest.host_nodes else "")
-            for number, guest in enumerate(request.guest_nodes)
-        )
-        return Refused(f"guest nodes fit on no host nodes: {wishes}{pages}; {_state(machine, room)}")
-    never = request.far_memory is FarMemory.NEVER and machine.far
-    return Refused(
-        f"needs {request.memory_mib} MiB{pages}; {_state(machine, room)}",
-        hint='far_memory = "last" lets it have that of nodes without CPUs' if never else None,
-    )
-
-
 def far_memory(room: memory.Room, nodes: frozenset[int]) -> list[str]:
     """Which nodes without CPUs a VM has memory on, for want of other."""
     far = sorted(nodes & room.far) if room.reach else []
-    return [f"memory on {_nodes(far)}, too, nodes without CPUs: the others cannot hold it"] if far else []
-
-
-def _state(machine: Machine, room: memory.Room) -> str:
     return (
-        memory.describe(room, (*machine.nodes, *machine.far))
-        or "memory is not the limit, CPUs on these nodes are"
+        [f"memory on {obstacles.nodes(far)}, too, nodes without CPUs: the others cannot hold it"]
+        if far
+        else []
     )
 
 
 def _place(machine: Machine, nodes: Sequence[int], mask: int) -> str:
     """Such as `node 1, in one L3 group (36-39,100-103)`."""
-    named = _nodes(nodes)
+    named = obstacles.nodes(nodes)
     groups = machine.groups_of(mask)
     if any(group < 0 for group in groups) or len(machine.whole_group) == 1:
         return named
@@ -365,12 +283,3 @@ def _place(machine: Machine, nodes: Sequence[int], mask: int) -> str:
         whole = machine.whole_group[next(iter(groups))]
         return f"{named}, in one L3 group ({obstacles.cpus(whole)})" if len(nodes) == 1 else named
     return f"{named}, in {len(groups)} L3 groups"
-
-
-def _nodes(nodes: Sequence[int]) -> str:
-    known = [node for node in nodes if node != NO_NODE]
-    return f"node{'s' if len(known) > 1 else ''} {cpulist.format(known)}" if known else "no known node"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

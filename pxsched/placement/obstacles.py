@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from pxsched.host import cpulist
-from pxsched.placement.machine import set_of
+from pxsched.placement.machine import NO_NODE, set_of
 from pxsched.placement.occupancy import Occupancy
 
 
@@ -55,3 +55,13 @@ def names(found: Sequence[str]) -> str:
 
 def cpus(mask: int) -> str:
     return cpulist.format(set_of(mask))
+
+
+def nodes(found: Sequence[int]) -> str:
+    """Such as `node 1` or `nodes 0-1`."""
+    known = [node for node in found if node != NO_NODE]
+    return f"node{'s' if len(known) > 1 else ''} {cpulist.format(known)}" if known else "no known node"
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -4,7 +4,7 @@ contended by weight and measured use, near its memory and its devices.
 
 from collections.abc import Mapping, Sequence
 
-from pxsched.placement import bindings, explanation, isolated, memory
+from pxsched.placement import bindings, explanation, isolated, memory, refusals
 from pxsched.placement.housekeeping import emulator
 from pxsched.placement.kinds import Variant, variants
 from pxsched.placement.machine import Machine, machine_of, mask_of, remoteness, set_of
@@ -33,14 +33,14 @@ def place_shared(host: Host, holdings: Sequence[Holding], request: Request) -> P
     beside, everywhere = _bound(machine, request)
     pool = shared_pool(machine, occupied, allowed & beside, request.vcpus)
     if not pool:
-        raise explanation.no_cpu_left(machine, request, allowed, beside)
+        raise refusals.no_cpu_left(machine, request, allowed, beside)
     homes: list[Home] = []
     for room in memory.rooms(machine, host, request):
         homes = Homes(machine, occupied, request, room, everywhere=everywhere).all(pool)
         if homes:
             break
     if not homes:
-        raise explanation.memory_refusal(machine, host, request)
+        raise refusals.memory_refusal(machine, host, request)
     best = min(homes, key=lambda home: home.score)
     chosen = _kept(homes, best, request) or best
     cpus = set_of(chosen.mask)
