@@ -1,6 +1,6 @@
 """Placement side by side: pxsched, OpenStack Nova 34, the stock node and random neighbours.
 
-    bench/placement.py [--corpora DIR] [--nova PYTHON] [--arrivals N] [--seeds N] [--markdown]
+    bench/placement.py [--nova PYTHON] [--arrivals N] [--seeds N] [--foreign SHARE] [--markdown]
 
 Azure's VM arrivals and departures (public dataset V1), thinned out until they offer one host a little more
 than it can hold, are replayed on captured machines; every VM asks for exclusive CPUs and lets others have the
@@ -9,8 +9,11 @@ the same memory, and keep their own state.
 
 Every policy is asked for every VM, but only what Nova admits stays, so that all carry the same load: who
 refuses one large VM has room for many small ones later, and looks tidier, too. Times are CPU time of the
-decision alone; `--alone` lets everybody keep what he admits. Nova answers from an environment of its own:
-without `--nova` one is made by pip below the user's cache directory.
+decision alone; `--alone` lets everybody keep what he admits. With `--foreign`, VMs that are not opted in are
+confined to that share of the cores and the host itself is busy on as many others; no policy may count on
+their CPUs being free, and only pxsched is told. What one decision costs by the number of nodes:
+decisions.py. Nova answers from an environment of its own: without `--nova` one is made by pip below the
+user's cache directory.
 """
 
 import argparse
@@ -24,7 +27,6 @@ import os
 import random
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections import Counter
@@ -38,7 +40,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from pxsched.host.topology import L3, Cpu, Node, Package, Topology, read  # noqa: E402
 from pxsched.placement.memory import divide  # noqa: E402
-from pxsched.placement.request import Holding, Host, Refused, Request, VmClass  # noqa: E402
+from pxsched.placement.request import Foreign, Holding, Host, Refused, Request, VmClass  # noqa: E402
 from pxsched.placement.search import place  # noqa: E402
 from pxsched.root import Root  # noqa: E402
 from pxsched.settings.policy import Smt  # noqa: E402
@@ -58,16 +60,14 @@ class Vm:
     duration_s: int
 
 
-def topologies(corpora, directory):
-    """name -> Topology of the hosts of the table."""
-    with tarfile.open(corpora / "topologies.tar.xz") as archive:
-        wanted = {tree for _, tree, _ in HOSTS}
-        archive.extractall(
-            directory,
-            (member for member in archive if member.name.lstrip("./").split("/")[0] in wanted),
-            filter="fully_trusted",
-        )
-    return {name: change(read(Root(str(Path(directory) / tree / "root")))) for name, tree, change in HOSTS}
+def topologies(corpora, directory, hosts):
+    """name -> Topology of the hosts of a table: name, captured machine or "", what is changed of it."""
+    trees = sorted({tree for _, tree, _ in hosts if tree})
+    subprocess.run(["tar", "-xJf", corpora / "topologies.tar.xz", "-C", directory, *trees], check=True)
+    return {
+        name: change(read(Root(str(Path(directory) / tree / "root"))) if tree else None)
+        for name, tree, change in hosts
+    }
 
 
 def as_it_is(topology):
@@ -143,9 +143,23 @@ def arrivals(corpora, cpus, count, load, seed):
     ]
 
 
+def others_of(topology, share, seed):
+    """Whoever is on the host besides: VMs of four cores that are confined to them, busy CPUs of the host."""
+    rng = random.Random(seed)
+    cores = sorted({tuple(sorted(cpu.siblings)) for cpu in topology.cpus.values() if cpu.online})
+    size = round(share * len(cores))
+    chosen = rng.sample(cores, 2 * size)
+    held = sorted(chosen[:size])
+    foreign = tuple(
+        Foreign(f"VM {900 + i}", frozenset(cpu for core in held[i : i + 4] for cpu in core), 2.0)
+        for i in range(0, size, 4)
+    )
+    return foreign, {cpu: rng.random() for core in chosen[size:] for cpu in core}
+
+
 class Pxsched:
-    def __init__(self, topology, memory, smt, seed):
-        self.host = Host(topology, free_mib=dict(memory))
+    def __init__(self, topology, memory, smt, seed, others=((), {})):
+        self.host = Host(topology, free_mib=dict(memory), foreign=others[0], busy=others[1])
         self.smt = smt
         self.holdings = {}
         self.memory = {}
@@ -179,7 +193,7 @@ class Pxsched:
 class Simple:
     """Free CPUs in an order that knows nothing of the machine."""
 
-    def __init__(self, topology, memory, smt, seed):
+    def __init__(self, topology, memory, smt, seed, others=None):
         self.order = sorted(topology.online)
         self.free = set(self.order)
         self.memory = sum(memory.values())
@@ -203,7 +217,7 @@ class Simple:
 
 
 class Random(Simple):
-    def __init__(self, topology, memory, smt, seed):
+    def __init__(self, topology, memory, smt, seed, others=None):
         super().__init__(topology, memory, smt, seed)
         self.rng = random.Random(seed)
 
@@ -215,7 +229,7 @@ class Random(Simple):
 class Nova:
     python = sys.executable
 
-    def __init__(self, topology, memory, smt, seed):
+    def __init__(self, topology, memory, smt, seed, others=None):
         self.policy = "prefer" if smt is Smt.SHARE else "isolate"
         self.process = subprocess.Popen(
             [self.python, str(HERE / "nova_worker.py")],
@@ -266,6 +280,7 @@ class Result:
     node_crossings: int = 0
     l3_crossings: int = 0
     kinds_mixed: int = 0
+    beside_others: int = 0
     seconds: float = 0.0
     shared_cores: float = 0.0
     imbalance: float = 0.0
@@ -277,7 +292,7 @@ class Result:
 class Machine:
     """The judge: knows what is free under one policy and what could have been had."""
 
-    def __init__(self, topology):
+    def __init__(self, topology, others=frozenset()):
         self.topology = topology
         self.node = {cpu.id: cpu.node for cpu in topology.cpus.values() if cpu.online}
         self.l3 = {cpu.id: (cpu.node, cpu.l3) for cpu in topology.cpus.values() if cpu.online}
@@ -286,6 +301,7 @@ class Machine:
         }
         self.tolerance = max(Counter(self.l3.values()).values()) / min(self.nodes.values())
         self.owner = {}
+        self.others = others
 
     def fewest(self, group, vcpus, only=None):
         """The least groups that hold so many of the CPUs free now."""
@@ -301,7 +317,13 @@ class Machine:
         return count
 
     def judge(self, result, cpus):
-        """What of this placement could have been had better with the CPUs that were free."""
+        """What of this placement could have been had better with the CPUs that were free. Where somebody is
+        confined, that is only to have got CPUs that are nobody's.
+        """
+        if self.others:
+            free = len(self.node.keys() - self.owner.keys() - self.others)
+            result.beside_others += max(0, len(self.others & set(cpus)) - max(0, len(cpus) - free))
+            return
         shares = Counter(self.node[cpu] for cpu in cpus)
         result.node_crossings += len(shares) - self.fewest(self.node, len(cpus))
         if len(shares) == 1:
@@ -400,7 +422,8 @@ def percentile(values, part):
 
 COLUMNS = (
     "host", "policy", "VMs admitted", "vCPUs admitted", "avoidable node crossings", "avoidable L3 crossings",
-    "avoidable mixes of kinds", "cores shared by two VMs", "imbalance beyond one L3 group",
+    "avoidable mixes of kinds", "vCPUs avoidably on others' CPUs",
+    "cores shared by two VMs", "imbalance beyond one L3 group",
     "fragmentation", "p50 ms", "p99 ms", "max ms",
 )  # fmt: skip
 
@@ -421,6 +444,7 @@ def row(host, name, results):
         str(total("node_crossings")),
         str(total("l3_crossings")),
         str(total("kinds_mixed")),
+        str(total("beside_others")),
         f"{total('shared_cores') / seconds:.1f}",
         f"{total('imbalance') / seconds:.1f}",
         f"{100 * total('broken') / seconds:.0f} %",
@@ -442,9 +466,11 @@ def table(rows, *, markdown):
     return "\n".join(lines)
 
 
-def run(make, topology, memory, vms, seed, keep=None):
-    policy = make(topology, memory, Smt.SHARE, seed)
-    result = replay(policy, Machine(topology), vms, 8, keep)
+def run(make, topology, memory, vms, seed, share, keep=None):
+    others = others_of(topology, share, seed)
+    policy = make(topology, memory, Smt.SHARE, seed, others)
+    confined = frozenset().union(*(one.cpus for one in others[0]))
+    result = replay(policy, Machine(topology, confined), vms, 8, keep)
     if isinstance(policy, Nova):
         policy.close()
     return result
@@ -456,12 +482,13 @@ def measure(host, topology, args):
     results = {name: [] for name, _ in POLICIES}
     for seed in range(1, args.seeds + 1):
         vms = arrivals(args.corpora, len(topology.online), args.arrivals, args.load, seed)
-        nova = run(Nova, topology, memory, vms, seed)
+        nova = run(Nova, topology, memory, vms, seed, args.foreign)
         for name, make in POLICIES:
             if make is Nova:
                 results[name].append(nova)
                 continue
-            results[name].append(run(make, topology, memory, vms, seed, None if args.alone else nova.kept))
+            keep = None if args.alone else nova.kept
+            results[name].append(run(make, topology, memory, vms, seed, args.foreign, keep))
             assert args.alone or results[name][-1].kept == nova.kept, f"{name} refuses what Nova admits"
     return [row(host, name, results[name]) for name, _ in POLICIES]
 
@@ -474,12 +501,13 @@ def main():
     parser.add_argument("--load", type=float, default=1.1, help="vCPUs offered per CPU, on average")
     parser.add_argument("--seeds", type=int, default=3, help="runs on each host, added up")
     parser.add_argument("--host", default="", help="only hosts with this in their name")
+    parser.add_argument("--foreign", type=float, default=0.0, help="share of the cores that others hold")
     parser.add_argument("--alone", action="store_true", help="everybody keeps what he admits")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
     Nova.python = nova_python(args.nova)
     with tempfile.TemporaryDirectory() as directory:
-        machines = topologies(args.corpora, directory)
+        machines = topologies(args.corpora, directory, HOSTS)
     machines["generated 2x144 SMT"] = large_machine()
     rows = []
     for host, topology in machines.items():
