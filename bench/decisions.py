@@ -143,7 +143,9 @@ def measure(topology: Topology, states: int, share: float) -> tuple[list[int], i
     return times_ns, refused, peak, first_ns
 
 
-COLUMNS = tuple("host|CPUs|nodes|decisions|refused|first ms|p50 ms|p99 ms|max ms|most MB".split("|"))
+COLUMNS = (
+    "host", "CPUs", "nodes", "decisions", "refused", "first ms", "p50 ms", "p99 ms", "max ms", "most MB",
+)  # fmt: skip
 
 
 def main() -> None:

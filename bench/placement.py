@@ -10,8 +10,8 @@ the same memory, and keep their own state.
 Every policy is asked for every VM, but only what Nova admits stays, so that all carry the same load: who
 refuses one large VM has room for many small ones later, and looks tidier, too. Times are CPU time of the
 decision alone; `--alone` lets everybody keep what he admits. With `--foreign`, VMs that are not opted in are
-confined to that share of the cores and the host itself is busy on as many others; no policy may count on
-their CPUs being free, and only pxsched is told. What one decision costs by the number of nodes:
+confined to that share of the cores and the host itself is busy on as many others; only pxsched is told of
+them. What one decision costs by the number of NUMA nodes is measured by
 decisions.py. Nova answers from an environment of its own: without `--nova` one is made by pip below the
 user's cache directory.
 """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pxsched.host import cpulist
 from pxsched.host.topology import CpuKind
-from pxsched.placement import memory, obstacles, refusals
+from pxsched.placement import memory, obstacles
 from pxsched.placement.machine import Machine, mask_of
 from pxsched.placement.request import Request
 from pxsched.settings.policy import Prefer, Smt
@@ -203,7 +203,7 @@ def shared(
         f" {obstacles.cpus(chosen.mask)}: {_place(machine, chosen.nodes, chosen.mask)}"
     ]
     if size < request.vcpus:
-        rest = refusals.fence(request) or "; other VMs hold the rest"
+        rest = obstacles.fence(request) or "; other VMs hold the rest"
         lines.append(f"warning: {request.vcpus} vCPUs share {obstacles.count(size, 'CPU')}{rest}")
     if all(machine.kinds.get(kind, 0) & chosen.mask for kind in CpuKind):
         lines.append("warning: its home mixes performance and efficiency cores: no kind alone holds it")

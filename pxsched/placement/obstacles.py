@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pxsched.host import cpulist
 from pxsched.placement.machine import NO_NODE, set_of
 from pxsched.placement.occupancy import Occupancy
+from pxsched.placement.request import Request
 
 
 def in_the_way(
@@ -65,3 +66,10 @@ def nodes(found: Sequence[int]) -> str:
 
 def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def fence(request: Request) -> str:
+    """Who keeps CPUs from the VM's cgroup."""
+    if request.fence is None:
+        return ""
+    return f"; {request.fence_name or 'its cgroup'} lets it have {cpulist.format(request.fence) or 'none'}"

@@ -54,14 +54,7 @@ def _limit(request: Request) -> str:
         if value
     ]
     policy = f" (policy: {', '.join(limits)})" if limits else ", housekeeping and isolated CPUs left out"
-    return policy + fence(request)
-
-
-def fence(request: Request) -> str:
-    """Who keeps CPUs from the VM's cgroup."""
-    if request.fence is None:
-        return ""
-    return f"; {request.fence_name or 'its cgroup'} lets it have {cpulist.format(request.fence) or 'none'}"
+    return policy + obstacles.fence(request)
 
 
 def no_cpu_left(machine: Machine, request: Request, allowed: int, beside: int) -> Refused:
@@ -74,7 +67,7 @@ def no_cpu_left(machine: Machine, request: Request, allowed: int, beside: int) -
         )
     return Refused(
         f"no CPU is left for a shared VM: {(allowed & beside).bit_count()} may be used"
-        f"{fence(request)}{', all of them dedicated to other VMs' if allowed else ''}",
+        f"{obstacles.fence(request)}{', all of them dedicated to other VMs' if allowed else ''}",
         hint="stop a dedicated VM, or give the VM other CPUs" if allowed else None,
     )
 

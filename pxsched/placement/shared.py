@@ -4,8 +4,7 @@ contended by weight and measured use, near its memory and its devices.
 
 from collections.abc import Mapping, Sequence
 
-from pxsched.placement import bindings, explanation, isolated, memory, refusals
-from pxsched.placement.housekeeping import emulator
+from pxsched.placement import explanation, memory
 from pxsched.placement.kinds import Variant, variants
 from pxsched.placement.machine import Machine, machine_of, mask_of, remoteness, set_of
 from pxsched.placement.nodesets import Allowance, Need, Site, by_size, nearness
@@ -27,48 +26,77 @@ HYSTERESIS = 0.1
 def place_shared(host: Host, holdings: Sequence[Holding], request: Request) -> Placement:
     """A home all vCPUs float in. Raises Refused when no CPU or not enough memory is left for it."""
     machine = machine_of(host.topology)
-    bindings.refuse_missing(machine, request)
     occupied = occupancy(machine, holdings, request, host)
     allowed = offered(machine, host, request)
     beside, everywhere = _bound(machine, request)
     pool = shared_pool(machine, occupied, allowed & beside, request.vcpus)
     if not pool:
-        raise refusals.no_cpu_left(machine, request, allowed, beside)
+        from pxsched.placement.refusals import no_cpu_left
+
+        raise no_cpu_left(machine, request, allowed, beside)
     homes: list[Home] = []
     for room in memory.rooms(machine, host, request):
         homes = Homes(machine, occupied, request, room, everywhere=everywhere).all(pool)
         if homes:
             break
     if not homes:
-        raise refusals.memory_refusal(machine, host, request)
+        from pxsched.placement.refusals import memory_refusal
+
+        raise memory_refusal(machine, host, request)
     best = min(homes, key=lambda home: home.score)
     chosen = _kept(homes, best, request) or best
-    cpus = set_of(chosen.mask)
-    vcpus = tuple(bindings.anchored(machine, request, (cpus,) * request.vcpus))
-    why = explanation.shared(machine, occupied, homes, chosen, request)
-    rest = cpus
-    if chosen.mask & machine.isolated:
-        vcpus, lines = isolated.apart(machine, occupied, request, vcpus)
-        floats = isolated.floating(machine, cpus)
-        rest, more = (
-            (floats, []) if floats else emulator(host, holdings, request, frozenset(chosen.nodes), cpus)
-        )
-        why = (why[0], *lines, *why[1:], *more)
     nodes = room.nodes(chosen.nodes, request.memory_mib).union(
         *(guest.host_nodes for guest in request.guest_nodes)
     )
-    why += tuple(explanation.far_memory(room, nodes))
-    return Placement(request.vmid, VmClass.SHARED, vcpus, rest, nodes, why)
+    why = list(explanation.shared(machine, occupied, homes, chosen, request))
+    why += explanation.far_memory(room, nodes)
+    vcpus, rest = _floating(host, holdings, occupied, request, chosen, why)
+    return Placement(request.vmid, VmClass.SHARED, vcpus, rest, nodes, tuple(why))
 
 
 def _bound(machine: Machine, request: Request) -> tuple[int, bool]:
     """The CPUs beside the memory that guest nodes are bound to; and whether these are bound to different
-    nodes, so that the home has to be on all of them.
+    nodes, so that the home has to be on all of them. Raises Refused where such a node is not there.
     """
+    if not request.guest_nodes:
+        return machine.online, False
+    from pxsched.placement import bindings
+
+    bindings.refuse_missing(machine, request)
     wanted = [nodes for nodes in bindings.anchors(machine, request) if nodes]
     if not wanted:
         return machine.online, False
     return nodes_mask(machine, frozenset().union(*wanted)), len(set(wanted)) > 1
+
+
+def _floating(
+    host: Host,
+    holdings: Sequence[Holding],
+    occupied: Occupancy,
+    request: Request,
+    home: Home,
+    why: list[str],
+) -> tuple[tuple[frozenset[int], ...], frozenset[int]]:
+    """The CPUs of each vCPU and those of all other threads: the home, if nothing is special about it."""
+    cpus = set_of(home.mask)
+    vcpus: tuple[frozenset[int], ...] = (cpus,) * request.vcpus
+    machine = machine_of(host.topology)
+    if request.guest_nodes:
+        from pxsched.placement import bindings
+
+        vcpus = tuple(bindings.anchored(machine, request, vcpus))
+    if not home.mask & machine.isolated:
+        return vcpus, cpus
+    from pxsched.placement import isolated
+    from pxsched.placement.housekeeping import emulator
+
+    vcpus, lines = isolated.apart(machine, occupied, request, vcpus)
+    rest = isolated.floating(machine, cpus)
+    if not rest:
+        rest, more = emulator(host, holdings, request, frozenset(home.nodes), cpus)
+        lines += more
+    why[1:1] = lines
+    return vcpus, rest
 
 
 def shared_pool(machine: Machine, occupied: Occupancy, allowed: int, vcpus: int) -> int:
@@ -100,8 +128,11 @@ class Homes:
         """All homes of the fewest nodes that have the memory; of too few CPUs only where none has enough."""
         request = self.request
         bound = any(guest.host_nodes for guest in request.guest_nodes)
-        if bound and bindings.short_of_memory(request, self.room):
-            return []
+        if bound:
+            from pxsched.placement import bindings
+
+            if bindings.short_of_memory(request, self.room):
+                return []
         if self.everywhere:
             nodes = tuple(node for node in self.machine.nodes if self.machine.cpus[node] & pool)
             return [self._home(nodes, pool, (0, 0))]
