@@ -40,6 +40,7 @@ def dedicated(
     ]
     if again:
         lines.append("the same CPUs as when it last ran: nothing better is free")
+    lines += _fenced(request)
     lines += _dedicated_warnings(search, chosen)
     lines += _devices(request, chosen.nodes)
     rivals = [candidate for candidate in found if candidate.nodes != chosen.nodes]
@@ -208,6 +209,7 @@ def shared(
     if all(machine.kinds.get(kind, 0) & chosen.mask for kind in CpuKind):
         lines.append("warning: its home mixes performance and efficiency cores: no kind alone holds it")
     lines += _devices(request, chosen.nodes)
+    lines += _fenced(request)
     lines += _bound(request)
     neighbours = sorted(vmid for other in occupied.floats if other.mask & chosen.mask for vmid in other.vmids)
     foreign = [name for one in occupied.outsiders if one.mask & chosen.mask for name in one.names]
@@ -225,6 +227,10 @@ def shared(
         where = _place(machine, rival.nodes, rival.mask)
         lines.append(f"next best was {where}: {_why_no_home(chosen.score, rival.score)}")
     return tuple(lines)
+
+
+def _fenced(request: Request) -> list[str]:
+    return [obstacles.fence(request).removeprefix("; ")] if request.fence is not None else []
 
 
 def _bound(request: Request) -> list[str]:

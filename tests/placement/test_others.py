@@ -95,7 +95,9 @@ def test_no_class_is_placed_outside_of_a_fence_that_has_room():
     inside = cpulist.parse("8-15,24-31")
     for vm_class in (VmClass.SHARED, VmClass.DEDICATED):
         fenced = wish(4, vm_class=vm_class, fence=inside, fence_name="qemu.slice")
-        assert place(host(TWO_NODES), [], fenced).cpus <= inside
+        answer = place(host(TWO_NODES), [], fenced)
+        assert answer.cpus <= inside
+        assert "qemu.slice lets it have 8-15,24-31" in answer.why
 
 
 def test_a_fence_is_named_where_it_is_the_reason():
