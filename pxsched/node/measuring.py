@@ -18,7 +18,7 @@ from pxsched.node.others import Seen
 from pxsched.node.sighting import Node, Sighting
 from pxsched.placement.kinds import variants
 from pxsched.placement.machine import machine_of, mask_of, set_of
-from pxsched.placement.request import VmClass
+from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
 from pxsched.settings.policy import Fair, MemoryMode, Prefer, Smt
 
@@ -88,8 +88,11 @@ def vm(
         count = len(use.rates) if use else 1
         return cpu.Vm(sighting.vmid, (cpus,) * count, use, machine.weight if machine else 100)
     policy, placement = claim.policy, claim.placement
-    movable = placement.vm_class is VmClass.SHARED and policy.vcpu and policy.fair is not Fair.OFF
     pinned = all(len(cpus) == 1 for cpus in placement.vcpus)
+    fixed = _is_fixed(node, placement)
+    movable = (
+        placement.vm_class is VmClass.SHARED and policy.vcpu and policy.fair is not Fair.OFF and not fixed
+    )
     nodes = placement.nodes
     return cpu.Vm(
         sighting.vmid,
@@ -99,7 +102,7 @@ def vm(
         movable=movable,
         pins=movable and policy.fair is Fair.PIN and pinned,
         wants_pins=movable and policy.fair is Fair.PIN and not pinned,
-        allowed=_fenced(node, ledger, claim),
+        allowed=_beside(node, sighting, claim, _fenced(node, ledger, claim)),
         memory_mib={one: claim.memory_mib // len(nodes) for one in nodes},
     )
 
@@ -117,6 +120,31 @@ def containers(seen: Seen, elapsed_s: float) -> list[cpu.Vm]:
             use = samples.Use(other.vmid, 0, elapsed_s, (rate,), rate)
             found.append(cpu.Vm(other.vmid, (other.cpus,), use))
     return found
+
+
+def _is_fixed(node: Node, placement: Placement) -> bool:
+    """Whether each vCPU is where it is for a reason of its own: memory bound to another node than that of the
+    rest, or CPUs that the kernel does not balance.
+    """
+    apart = len(set(placement.vcpus)) > 1 and any(len(cpus) > 1 for cpus in placement.vcpus)
+    return apart or not placement.cpus.isdisjoint(node.topology.isolated)
+
+
+def _beside(
+    node: Node, sighting: Sighting, claim: Claim, allowed: frozenset[int] | None
+) -> frozenset[int] | None:
+    """Of the allowed CPUs those beside the memory that QEMU has bound; all where none is."""
+    if sighting.machine is None or not sighting.machine.numa:
+        return allowed
+    from pxsched.node.claims import request
+    from pxsched.placement.bindings import anchors
+
+    wish = request(claim.vmid, sighting.machine, claim.policy)
+    bound = frozenset[int]().union(*anchors(machine_of(node.topology), wish))
+    if not bound:
+        return allowed
+    cpus = frozenset(cpu for one in node.topology.nodes if one.id in bound for cpu in one.cpus)
+    return cpus if allowed is None else cpus & allowed
 
 
 def _fenced(node: Node, ledger: Ledger, claim: Claim) -> frozenset[int] | None:

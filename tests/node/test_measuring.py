@@ -9,7 +9,7 @@ import pytest
 from bench.models.cpu import machine
 from pxsched.balance import samples
 from pxsched.guest import balloon, schedstat
-from pxsched.guest.config import Machine
+from pxsched.guest.config import GuestNode, Machine
 from pxsched.guest.process import Process
 from pxsched.guest.schedstat import Reader, Wanted
 from pxsched.host import pressure
@@ -214,6 +214,34 @@ def test_a_vm_that_prefers_a_large_cache_is_not_moved_to_a_small_one():
     node = node_of(replace(topology, l3s=tuple(replace(l3, size_bytes=sizes[l3.id]) for l3 in topology.l3s)))
     assert measuring._allowed(placed(range(4), prefer=Prefer.CACHE), node) == set(range(4))
     assert measuring._allowed(placed(range(4, 8), prefer=Prefer.CACHE), node) == set(range(8))
+
+
+def seen_as(node: Node, claim: Claim, config: Machine):
+    claim = replace(claim, process=Process(7, 8))
+    ledger = Ledger()
+    ledger.claims[claim.vmid] = claim
+    return measuring.vm(Sighting(claim.vmid, config, Process(7, 8)), ledger, {}, node, Seen(1, ()))
+
+
+def test_a_vm_is_not_offered_cpus_away_from_the_memory_it_is_bound_to():
+    node = node_of(machine(nodes=2))
+    here = node.topology.node_by_id[1].cpus
+    bound = (GuestNode(frozenset({0, 1}), 512, frozenset({1}), "bind"),)
+    claim = placed(here)
+    vm = seen_as(node, claim, Machine(numa=True, guest_nodes=bound))
+    assert (vm.movable, vm.allowed) == (True, here)
+    assert seen_as(node, claim, Machine(numa=True)).allowed is None
+
+
+def test_a_vm_whose_vcpus_are_apart_for_a_reason_stays():
+    node = node_of(machine(nodes=2))
+    one, other = (node.topology.node_by_id[number].cpus for number in (0, 1))
+    claim = placed(one)
+    apart = replace(claim, placement=replace(claim.placement, vcpus=(one, other)))
+    assert not seen_as(node, apart, Machine()).movable
+    isolated = node_of(replace(node.topology, isolated=one))
+    assert seen_as(node, claim, Machine()).movable
+    assert not seen_as(isolated, claim, Machine()).movable
 
 
 # Those who are not ours are load where they may run.
