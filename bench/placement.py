@@ -509,6 +509,8 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         machines = topologies(args.corpora, directory, HOSTS)
     machines["generated 2x144 SMT"] = large_machine()
+    # What a process imports for its first decision is no part of a decision.
+    Pxsched(large_machine(1, 1, 4), {0: 4096}, Smt.SHARE, 1).start(Vm(100, 0, 2, 1024, 1))
     rows = []
     for host, topology in machines.items():
         if args.host in host:
