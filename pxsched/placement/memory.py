@@ -53,14 +53,14 @@ class Room(Value):
         the nearest first and as many as it takes.
         """
         own = {node for node in nodes if node != NO_NODE}
-        found = set(nodes) - self.machine.bare
+        found = own - self.machine.bare
         distance = self.machine.topology.distance
 
         def order(lender: int) -> tuple[bool, int, float, int]:
             near = min((distance(node, lender) for node in own), default=0)
             return (lender in self.far and self.reach, near, -self.free[lender], lender)
 
-        for lender in sorted(self._reached(nodes) - found, key=order):
+        for lender in sorted(self._reached(nodes) - found - {NO_NODE}, key=order):
             if found and sum(self.free[node] for node in found) >= memory_mib:
                 break
             found.add(lender)

@@ -292,3 +292,11 @@ def test_cpus_that_no_node_claims_come_after_those_of_known_nodes():
     assert NO_NODE in machine_of(topology).nodes
     for vm_class in (VmClass.DEDICATED, VmClass.SHARED):
         assert place(host(topology), [], wish(2, vm_class=vm_class)).cpus <= {4, 5, 6, 7}
+
+
+def test_where_no_node_has_cpus_or_memory_none_is_named():
+    topology = from_table((cpu, cpu, 0, cpu // 4, 0) for cpu in range(8))
+    cpus = {cpu: replace(one, node=None) for cpu, one in topology.cpus.items()}
+    nowhere = replace(topology, cpus=cpus, nodes=(Node(0, frozenset(), 0),))
+    for vm_class in (VmClass.DEDICATED, VmClass.SHARED):
+        assert place(host(nowhere), [], wish(2, vm_class=vm_class)).nodes == frozenset()
