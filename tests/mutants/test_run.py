@@ -30,9 +30,15 @@ def tree(tmp_path: Path) -> Path:
 
 def test_mistakes_are_noticed_or_not_and_the_tree_is_as_before(tree):
     before = (tree / "a.py").read_text()
-    outcomes = [mutants.try_one(mutant, tree) for mutant in mutants.read(LIST)]
+    outcomes = [mutants.try_one(mutant, tree, {}) for mutant in mutants.read(LIST)]
     assert outcomes == ["killed", "survived", "does not fit any more"]
     assert (tree / "a.py").read_text() == before
+
+
+def test_tests_that_fail_anyway_notice_nothing(tree):
+    (tree / "test_a.py").write_text("def test_f():\n    assert False\n")
+    [mutant, *_] = mutants.read(LIST)
+    assert mutants.try_one(mutant, tree, {}) == "its tests fail without any mistake"
 
 
 def test_a_line_that_is_there_twice_does_not_fit():
