@@ -65,7 +65,7 @@ def mutated(mutant: Mutant, text: str) -> str | None:
 
 
 def try_one(mutant: Mutant, tree: Path, sound: dict[tuple[str, ...], bool]) -> str:
-    """What became of it: `killed`, `survived`, or why nobody can say. sound: whether tests pass without it."""
+    """What became of it: `killed`, `survived`, or why nobody can say. sound: whether tests pass as it is."""
     path = tree / mutant.file
     text = path.read_text() if path.is_file() else ""
     changed = mutated(mutant, text)
@@ -87,7 +87,7 @@ def try_one(mutant: Mutant, tree: Path, sound: dict[tuple[str, ...], bool]) -> s
 
 def tests(tree: Path, names: tuple[str, ...]) -> int:
     """Runs these tests in the tree; one that takes too long has failed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x"]
     command += ["-m", "not slow and not lab", "--timeout=60", *names]
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
