@@ -1,5 +1,6 @@
 """What a node goes through on a bad day."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 from lab.node import Node
@@ -24,6 +25,31 @@ def test_eight_dedicated_vms_started_at_once_never_share_a_cpu(node: Node, produ
             assert owners.setdefault(cpu, vmid) == vmid and list(owners).count(cpu) == 1
     assert len(owners) == 2 * len(placed)
     assert len(placed) >= 7, "15 CPUs hold seven such VMs beside housekeeping"
+
+
+ROUNDS = int(os.environ.get("PXSCHED_LAB_ROUNDS", "1"))
+"""More take long on an emulated machine; tests/storm does twenty, with real hooks and stand-ins for QEMU."""
+
+
+def test_sixteen_starts_at_once_with_passes_and_kills_share_no_cpu(node: Node, product: Product) -> None:
+    product.configure('[defaults]\nclass = "dedicated"\n[node]\nhousekeeping = "0"\n')
+    vmids = range(100, 116)
+    for vmid in vmids:
+        node.rom_guest(vmid, cores=1, hookscript=HOOK)
+    for turn in range(ROUNDS):
+        with ThreadPoolExecutor(len(vmids) + 1) as pool:
+            starts = [pool.submit(node.qm, "start", str(vmid), timeout_s=600) for vmid in vmids]
+            product.tick()
+            started = [start.result().check() for start in starts]
+        assert [result.out for result in started if "lock" in result.out] == []
+        placed = [vm["vmid"] for vm in product.json("status")["vms"]]
+        own = [cpu for vmid in placed for cpus in node.vcpu_masks(vmid).values() for cpu in cpus]
+        assert len(own) == len(set(own)) == len(placed) == 15, "15 CPUs beside housekeeping"
+        for vmid in vmids:
+            if (vmid + turn) % 2:
+                node.run("kill", "-9", str(node.pid(vmid))).check()
+            else:
+                node.qm("stop", str(vmid)).check()
 
 
 def test_a_cpu_goes_offline_under_a_vm_and_returns(node: Node, product: Product) -> None:

@@ -143,12 +143,16 @@ def test_a_shared_vm_leaves_a_home_that_became_somebodys_own(small):
     assert not ledger.claims[100].placement.cpus & home
 
 
-def test_a_pinned_vm_whose_cpu_went_offline_is_looked_at_again(small):
+def test_a_dedicated_vm_whose_cpu_went_offline_is_placed_anew(small):
+    small.settings(DEDICATED)
     ledger = Ledger()
-    wish = sighting(106, starter=QEMU, vcpus=2, cores=2, affinity=(1, 2))
+    wish = sighting(104, starter=QEMU, vcpus=2, cores=2)
     update(small, ledger, wish)
-    small.put("sys/devices/system/cpu/online", "0-1,3-11")
-    assert update(small, ledger, wish).placed == [106] or 106 not in ledger.claims
+    assert update(small, ledger, wish).placed == [], "it stays where it is"
+    lost = max(ledger.claims[104].placement.cpus)
+    small.put("sys/devices/system/cpu/online", ",".join(str(cpu) for cpu in range(12) if cpu != lost))
+    assert update(small, ledger, wish).placed == [104]
+    assert lost not in ledger.claims[104].placement.cpus
 
 
 def test_when_a_dedicated_vm_leaves_the_shared_ones_beside_it_look_for_a_home_again(small):

@@ -1,21 +1,42 @@
 """What the kernel refused is no drift: nobody turned the knob, it never was as wanted."""
 
+import errno
+import sys
+from pathlib import Path
+
+from pxsched.knobs import knob as knobs
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.journal import Entry
+from pxsched.root import Root
 
-from .test_reconcile import Host, Obstinate, Plain, Values, host, values, want
+from .test_reconcile import Host, Plain, Values, host, values, want
 
 __all__ = ["host", "values"]  # fixtures
 
 
-def test_a_refused_knob_that_changes_by_itself_has_not_drifted(host: Host, values: Values):
+class Refusing(Plain):
+    """The kernel takes nothing while there is a file that says so."""
+
+    kind = "refusing"
+
+    def write(self, root: Root, value: str) -> None:
+        if root.exists("values/refused"):
+            raise OSError(errno.EBUSY, "busy")
+        Plain.write(self, root, value)
+
+
+def test_a_knob_that_was_refused_and_then_taken_has_not_drifted(host: Host, values: Values, monkeypatch):
+    module = sys.modules["pxsched_test_knobs"]
+    monkeypatch.setattr(module, "Refusing", Refusing, raising=False)
+    monkeypatch.setitem(knobs.KINDS, "refusing", "pxsched_test_knobs:Refusing")
     values.put("x", "before")
-    host.reconcile(want(Obstinate("x"), "wish"))
-    values.put("x", "something else")
-    report = host.reconcile(want(Obstinate("x"), "wish"))
-    assert [turn.drifted for turn in report.turned] == [False]
+    values.put("refused", "")
+    assert len(host.reconcile(want(Refusing("x"), "wish")).failed) == 1
+    (Path(host.root.base) / "values/refused").unlink()
+    report = host.reconcile(want(Refusing("x"), "wish"))
+    assert [(turn.after, turn.drifted) for turn in report.turned] == [("wish", False)]
     (entry,) = host.journal.values()
-    assert (entry.drifts, entry.drifted_ns) == (0, None)
+    assert (entry.drifts, entry.drifted_ns, entry.note) == (0, None, "")
 
 
 def test_a_taken_knob_that_somebody_turns_has(host: Host, values: Values):
