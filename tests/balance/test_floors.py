@@ -72,3 +72,12 @@ def test_a_step_ends_at_the_minimum_and_at_the_least_whatever_size_was_meant():
     standing = one_pass(guest(used=500, actual=1024.0, minimum=64)).standings[100]
     told = memory._shrink(standing, 0.0, {100: Record(1, 0.0, 100.0, pace=64.0)}, 1000.0, 8.0)
     assert told is not None and told.target_mib >= standing.least_mib
+
+
+def test_what_guests_may_take_without_asking_is_given_to_nobody_else():
+    """A guest of 2 GiB that has touched 300 MiB can touch the rest at any moment."""
+    starving = Guest(100, 1, 512.0, 256, 2048, stats=Stats(512, 12))
+    for resident_mib, told in ((300.0, set()), (2048.0, {100})):
+        idle = Guest(101, 1, 2048.0, 256, 4096, stats=Stats(2048, 1948), resident_mib=resident_mib)
+        outcome = memory.targets([starving, idle], Host(8192, 1200), State(), NODE, 1000.0)
+        assert {target.vmid for target in outcome.targets} - {101} == told
