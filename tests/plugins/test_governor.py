@@ -62,6 +62,12 @@ def test_the_most_performant_wish_wins_and_falls_back(tree, views, settle):
     assert (tree.governor(2), tree.preference(2)) == ("schedutil", "balance_performance")
 
 
+def test_what_is_more_performant_is_no_matter_of_the_alphabet(tree, views, settle):
+    tree.policy(2, (2, 3), governors="powersave schedutil")
+    settle(views.claim(100, "2", governor="powersave"), views.claim(101, "3", governor="schedutil"))
+    assert tree.governor(2) == "schedutil"
+
+
 def test_the_admins_free_governor_is_what_cpus_are_given_back_with(tree, views, settle):
     settle(views.claim(100, "2", governor="performance"), governor_free="powersave")
     settle(governor_free="powersave")
