@@ -1,10 +1,11 @@
-"""What vCPU, vhost and emulator threads are told, by policy."""
+"""What vCPU, vhost and emulator threads are told, by policy; and what VMs that share CPUs have in common."""
 
 import pytest
 
 from pxsched.guest.process import Role, Thread
-from pxsched.plugins import emulator, vcpu
-from pxsched.settings.policy import EmulatorPlace
+from pxsched.placement.request import VmClass
+from pxsched.plugins import emulator, isolation, latency, vcpu
+from pxsched.settings.policy import EmulatorPlace, Isolation, NodeSettings
 from pxsched.value import replace
 
 VHOST, IO = Thread(30, 1, "vhost-9", Role.VHOST), Thread(31, 1, "IO x", Role.IOTHREAD)
@@ -42,3 +43,20 @@ def test_a_cpu_that_is_offline_is_asked_of_nobody(views):
 def test_vhost_and_emulator_threads_each_follow_their_setting(views, places, want):
     vm = views.vm(views.claim(100, "2-3", **places), threads=(VHOST, IO))
     assert views.wants(emulator.of_vm(vm, views.host())) == want
+
+
+@pytest.mark.parametrize("bounds_us", [(10, 50), (50, 10)])
+def test_of_two_bounds_for_one_cpu_the_stricter_counts(views, bounds_us):
+    claims = [
+        views.claim(100 + number, "2", VmClass.PINNED, resume_latency_us=bound_us)
+        for number, bound_us in enumerate(bounds_us)
+    ]
+    assert views.wants(latency.of_node(views.host(*claims))) == {"resume-latency:2": "10"}
+
+
+@pytest.mark.parametrize("vm_class", VmClass)
+def test_only_dedicated_vms_get_a_partition(views, vm_class):
+    claim = views.claim(100, "2-3", vm_class)
+    host = views.host(claim, settings=NodeSettings(isolation=Isolation.PARTITION))
+    want = {"partition:100": "2-3"} if vm_class is VmClass.DEDICATED else {}
+    assert views.wants(isolation.of_vm(views.vm(claim), host)) == want
