@@ -72,9 +72,9 @@ def run(root: Root, vmid: int, phase: str, environ: Mapping[str, str]) -> int:
         if phase == "pre-start":
             say(f"there is no configuration of VM {vmid}; it starts unplaced")
             return Exit.DONE
-    node = node_module.open_node(root, environ)
+    node = node_module.open_node(root, environ, keep=True)
     if phase == "pre-start":
-        for warning in node.settings.warnings:
+        for warning in (*node.settings.stale, *node.settings.warnings):
             say(warning)
     starter = process.identify(root, os.getppid()) if phase == "pre-start" else None
     patience_s = QMP_PATIENCE_S if phase == "post-start" else None

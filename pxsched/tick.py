@@ -58,6 +58,7 @@ class Session:
         self._sightings: list[Sighting] = []
         self._looked_s = -LOOK_PERIOD_S
         self._running = 0
+        self._stale: tuple[str, ...] = ()
 
     def tick(self) -> Done:
         """One pass. Raises Busy while another is under way, UserError when nothing could be done."""
@@ -80,7 +81,11 @@ class Session:
         """Looks at all VMs and brings claims and knobs up to date."""
         self._running = self._changed()
         self._looked_s = time.monotonic()
-        self._node = node = nodes.open_node(self._root, self._environ)
+        self._node = node = nodes.open_node(self._root, self._environ, keep=True)
+        for line in node.settings.stale:
+            if line not in self._stale:
+                say(line)
+        self._stale = node.settings.stale
         ledger = ledgers.peek(self._root)
         self._sightings = self._seen.look(ledger)
         self._observer.look(ledger, self._sightings)  # before anybody is placed

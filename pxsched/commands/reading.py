@@ -172,6 +172,7 @@ def run_status(options: argparse.Namespace) -> int:
     from pxsched.node import exclusive as facts
     from pxsched.node import others as strangers
     from pxsched.report import balance, exclusive, host, others
+    from pxsched.settings import files as settings
 
     last = balancing.last(options.root)
     checked = {
@@ -181,6 +182,7 @@ def run_status(options: argparse.Namespace) -> int:
     }
     untrue = _untrue(options.root, claims)
     seen = strangers.known(options.root, {*ledger.claims})
+    warnings = [*ledger.warnings, *settings.load(options.root).stale]
     if options.json:
         print_json(
             {
@@ -196,13 +198,13 @@ def run_status(options: argparse.Namespace) -> int:
                 "last_pass": balance.document(last),
                 "host": plain(host.look(options.root)),
                 **others.document(seen),
-                "warnings": ledger.warnings,
+                "warnings": warnings,
             }
         )
         return Exit.DONE
     from pxsched.report import devices, knobs, text
 
-    say(*(f"warning: {warning}" for warning in ledger.warnings))
+    say(*(f"warning: {warning}" for warning in warnings))
     if now := host.look(options.root):
         say(now.line)
     say(*text.status(claims, knobs.lines(options.root, entries, states)))

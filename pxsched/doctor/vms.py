@@ -122,9 +122,11 @@ def timer(subject: Subject) -> Iterator[Finding]:
 
 
 def settings(subject: Subject) -> Iterator[Finding]:
+    for stale in subject.settings.stale:
+        yield Finding(Level.BAD, "settings", stale, "mend the file; the next pass reads it")
     for warning in subject.settings.warnings:
         yield Finding(Level.WARN, "settings", warning, "docs/settings.md lists every key")
-    if not subject.settings.warnings:
+    if not subject.settings.warnings and not subject.settings.stale:
         yield Finding(Level.OK, "settings", "all keys and values are understood")
 
 

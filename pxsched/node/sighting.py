@@ -91,9 +91,11 @@ class Node(Value):
         return housekeeping(self.topology, self.settings.node)
 
 
-def open_node(root: Root, environ: Mapping[str, str] = os.environ) -> Node:
-    """Raises UserError when the topology cannot be read."""
-    return Node(root, settings_module.load(root, environ), topologies.read(root))
+def open_node(root: Root, environ: Mapping[str, str] = os.environ, *, keep: bool = False) -> Node:
+    """keep: keep the settings for the day they cannot be read. Raises UserError when the topology cannot be
+    read.
+    """
+    return Node(root, settings_module.load(root, environ, keep=keep), topologies.read(root))
 
 
 def name_of(root: Root) -> str:

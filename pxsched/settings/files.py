@@ -1,4 +1,5 @@
-"""What the admin wants, read from all its sources and checked against the declarations in `policy`.
+"""What the admin wants, read from all its sources and checked against the declarations in `policy`. A file
+that cannot be read counts as it was when it could (`kept`).
 
 Sources, later ones win: built-in defaults, /etc/pve/pxsched.toml (whole cluster), /etc/pxsched/pxsched.toml
 (this node), key by key; /etc/default/proxmox-scheduler and the environment for the few upper-case names.
@@ -7,10 +8,12 @@ All of them can be written by root only. A VM's tags may choose a profile that a
 
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pxsched.root import Root
+from pxsched.settings import kept
 from pxsched.settings.policy import NodeSettings, Policy, Shaping, key_of, word
 from pxsched.value import NOTHING, Value, replace
 
@@ -30,7 +33,9 @@ class Profile(Value):
 
 
 class Settings(Value):
-    """Everything the admin said. warnings: what of it is not understood, one line each."""
+    """Everything the admin said. warnings: what of it is not understood, one line each. stale: which files
+    cannot be read, so that what they said last is in force.
+    """
 
     node: NodeSettings = NodeSettings()
     defaults: Policy = Policy()
@@ -40,6 +45,7 @@ class Settings(Value):
     features: frozenset[str] = frozenset()
     governor_busy: str = ""
     warnings: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
 
     def policy(self, vmid: int, tags: Iterable[str] = ()) -> Policy:
         """The policy of one VM; tags come from tenants and count only where a profile offers itself."""
@@ -67,13 +73,18 @@ class Settings(Value):
         return next((name for name in offered if name in self.profiles and self.profiles[name].tag), None)
 
 
-def load(root: Root, environ: Mapping[str, str] = os.environ) -> Settings:
-    """All settings below `root`. Never raises: what is wrong is named in `warnings` and left out."""
+def load(root: Root, environ: Mapping[str, str] = os.environ, *, keep: bool = False) -> Settings:
+    """All settings below `root`. Never raises: what is wrong is named in `warnings` and left out.
+
+    keep: what could be read is kept for the day it cannot.
+    """
     warnings: list[str] = []
     tables: dict[str, dict[str, object]] = {"node": {}, "defaults": {}, "profile": {}, "vm": {}}
+    files = _Files(root, keep)
     for file in (CLUSTER_FILE, NODE_FILE):
-        _overlay(tables, _read_toml(root, file, warnings), f"/{file}", warnings)
-    upper = _upper_case(root, environ, warnings)
+        _overlay(tables, files.toml(file), f"/{file}", warnings)
+    upper = _upper_case(files.text(DEFAULT_FILE), environ, warnings)
+    files.close()
     node = _build(NodeSettings, tables["node"], "[node]", warnings)
     node_settings = NodeSettings(**node)
     if upper.get("CPU_GOVERNOR_FREE"):
@@ -111,7 +122,69 @@ def load(root: Root, environ: Mapping[str, str] = os.environ) -> Settings:
         features=_features(upper.get("PROXMOX_FEATURE_FLAGS", ""), warnings),
         governor_busy=upper.get("CPU_GOVERNOR_BUSY", ""),
         warnings=tuple(warnings),
+        stale=tuple(files.stale),
     )
+
+
+class _Files:
+    """The files as they count. stale: what to tell of those that cannot be read."""
+
+    def __init__(self, root: Root, keep: bool) -> None:
+        self._root, self._keep = root, keep
+        self._before, damage = kept.load(root, set_aside=keep)
+        self.stale = [damage] if damage else []
+        self._now: kept.Records = {}
+        self._now_s = time.time()
+
+    def text(self, file: str) -> str:
+        said = self._said(file)
+        self._remember(file, said, None)
+        return said.text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+    def toml(self, file: str) -> Mapping[str, object]:
+        said = self._said(file)
+        if not said.text.strip():
+            self._remember(file, said, {})
+            return {}
+        document = said.document
+        if document is None:
+            parsed = _parsed(said.text)
+            if isinstance(parsed, str):
+                said = kept.fall_back(file, parsed, self._before.get(file))
+                self.stale.append(said.stale)
+                parsed = said.document or _parsed(said.text)
+            document = {} if isinstance(parsed, str) else parsed
+        self._remember(file, said, document)
+        return document
+
+    def _said(self, file: str) -> kept.Said:
+        before = self._before.get(file)
+        look = kept.look(self._root, file, known=before is not None)
+        said = kept.judge(file, look, before, self._now_s)
+        if said.stale:
+            self.stale.append(said.stale)
+        return said
+
+    def _remember(self, file: str, said: kept.Said, document: Mapping[str, object] | None) -> None:
+        before = self._before.get(file)
+        if before is not None and (said.stale or said.text == before.text):
+            self._now[file] = before
+        elif said.text and not said.stale:
+            self._now[file] = kept.record(said.text, document, self._now_s)
+
+    def close(self) -> None:
+        if self._keep and self._now != self._before:
+            kept.save(self._root, self._now)
+
+
+def _parsed(text: str) -> Mapping[str, object] | str:
+    """The TOML document, or what is wrong with it."""
+    import tomllib  # 10 ms that a hook does not pay for a file that is as it was
+
+    try:
+        return tomllib.loads(text.encode("utf-8", "surrogateescape").decode())
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or a number of thousands of digits
+        return str(error)
 
 
 def _table(value: object, where: str, warnings: list[str]) -> dict[str, object]:
@@ -145,19 +218,6 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _read_toml(root: Root, file: str, warnings: list[str]) -> Mapping[str, object]:
-    data = root.read_bytes(file)
-    if data is None:
-        return {}
-    import tomllib  # 10 ms that a node without settings does not pay in its hook
-
-    try:
-        return tomllib.loads(data.decode())
-    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or a number of thousands of digits
-        warnings.append(f"/{file}: {error}; the file is ignored")
-        return {}
-
-
 def _overlay(
     tables: dict[str, dict[str, object]], document: Mapping[str, object], file: str, warnings: list[str]
 ) -> None:
@@ -173,11 +233,11 @@ def _overlay(
             tables[name][key] = value
 
 
-def _upper_case(root: Root, environ: Mapping[str, str], warnings: list[str]) -> dict[str, str]:
+def _upper_case(text: str, environ: Mapping[str, str], warnings: list[str]) -> dict[str, str]:
     """KEY=VALUE lines of the default file, overlaid by the environment; only the names that still count."""
     names = ("PROXMOX_FEATURE_FLAGS", "CPU_GOVERNOR_BUSY", "CPU_GOVERNOR_FREE")
     values: dict[str, str] = {}
-    for number, line in enumerate((root.read(DEFAULT_FILE) or "").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         line = line.strip().removeprefix("export ").strip()
         if not line or line.startswith("#"):
             continue

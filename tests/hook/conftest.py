@@ -70,8 +70,9 @@ class Host:
         return json.loads(self.pxsched("status", "--json").stdout)
 
     def leftovers(self) -> list[str]:
-        """Files of ours that say something; the lock is never removed."""
-        return sorted(set(os.listdir(Path(self.sandbox.root, "run/pxsched"))) - {"lock"})
+        """Files of ours that say something of VMs; locks are never removed."""
+        names = os.listdir(Path(self.sandbox.root, "run/pxsched"))
+        return sorted(name for name in names if not name.endswith("lock") and "settings" not in name)
 
 
 @pytest.fixture

@@ -120,3 +120,22 @@ def test_a_pass_that_saw_the_last_run_leaves_the_cpus_to_the_next(host):
     finally:
         host.pxsched("restore", "--all")
     assert os.sched_getaffinity(0) == mine
+
+
+def test_a_broken_file_of_settings_costs_a_running_vm_nothing_and_is_told_until_it_is_whole(host):
+    whole = '[node]\nhousekeeping = "0"\n[vm.100]\nclass = "dedicated"\ncpus = "1"\nstrict = true\n'
+    host.settings(whole)
+    host.started(100, cores=1)
+    host.settings(whole.replace("[vm.100]", "[vm.100"))
+    assert "stays in force" in host.pxsched("tick").stdout
+    assert host.masks(100) == ["1"]
+    (vm,) = host.status()["vms"]
+    assert vm["class"] == "dedicated"
+    (warning,) = host.status()["warnings"]
+    assert "/etc/pxsched/pxsched.toml" in warning and "stays in force" in warning
+    assert "stays in force" in host.pxsched("doctor", check=False).stdout
+    host.stop(100)
+    started = host.start(100)
+    assert "stays in force" in started.output and host.masks(100) == ["1"], "for those that start, too"
+    host.settings(whole)
+    assert host.pxsched("tick").stdout == "" and host.status()["warnings"] == []

@@ -338,7 +338,8 @@ def _tick(root: Root) -> list[Turn]:
     done = tick.tick(root, {})
     assert done.settled is not None
     reports = [done.settled.report, *([done.balanced.report] if done.balanced else [])]
-    assert [report.failed for report in reports] == [[] for _ in reports]
+    failed = [line for report in reports for line in report.failed]
+    assert failed == [], failed
     assert done.settled.changes.refused == {}
     return [turn for report in reports for turn in report.turned]
 

@@ -157,8 +157,8 @@ def test_a_file_that_is_no_toml_is_named_and_the_other_one_counts(etc, content):
     etc.node(content)
     read = etc.load()
     assert read.defaults.strict
-    assert len(read.warnings) == 1 and "/etc/pxsched/pxsched.toml: " in read.warnings[0]
-    assert "the file is ignored" in read.warnings[0]
+    assert len(read.stale) == 1 and "/etc/pxsched/pxsched.toml: " in read.stale[0]
+    assert "defaults hold" in read.stale[0]
 
 
 @pytest.mark.parametrize("name", ["99", "0100", "abc", "1234567890", "٣٣٣", "-100"])
