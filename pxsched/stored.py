@@ -84,11 +84,17 @@ def listed(value: object, most: int = 1 << 16) -> list[Any]:
     return value
 
 
+def items(value: object, count: int) -> list[Any]:
+    """A list of exactly so many."""
+    if type(value) is not list or len(value) != count:
+        raise Damaged(f"{shown(value)} is no list of {count}")
+    return value
+
+
 def pair(value: object) -> tuple[Any, Any]:
     """A list of two."""
-    if type(value) is not list or len(value) != 2:
-        raise Damaged(f"{shown(value)} is no pair")
-    return value[0], value[1]
+    first, second = items(value, 2)
+    return first, second
 
 
 def table(value: object, most: int = 1 << 16) -> Mapping[str, Any]:
@@ -112,6 +118,13 @@ def vmid(text: str) -> int:
     """A VMID (or 0, the node) as text."""
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise Damaged(f"{shown(text)} is no VMID")
+    return int(text)
+
+
+def tid(text: str) -> int:
+    """A thread's id as text."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        raise Damaged(f"{shown(text)} is no thread")
     return int(text)
 
 

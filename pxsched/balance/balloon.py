@@ -3,9 +3,9 @@
 Sizes are in MiB. The statistics are virtio's (VIRTIO 1.2, 5.5.6.3), as QEMU shows them in `guest-stats`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from pxsched.balance.stored import by_vmid
+from pxsched import stored
 from pxsched.settings.policy import Policy
 from pxsched.value import NOTHING, Value
 
@@ -109,26 +109,23 @@ class State(Value):
 
     @classmethod
     def from_json(cls, value: object) -> "State":
-        """The state again; an empty one where the text is damaged."""
-        return cls(by_vmid(value, _record))
+        """The state again. Raises Damaged."""
+        return cls(stored.by_vmid(value, _record))
 
 
-def _record(body: Sequence[float | int | None]) -> Record:
-    start, at_s, need, swapped, faults, target, set_s, pace, change, patience = body
-    if start is None or at_s is None or need is None or swapped is None or faults is None:
-        raise TypeError("no record")
-    told = None if target is None else int(target)
+def _record(body: object) -> Record:
+    start, at_s, need, swapped, faults, target, set_s, pace, change, patience = stored.items(body, 10)
     return Record(
-        int(start),
-        float(at_s),
-        float(need),
-        float(swapped),
-        int(faults),
-        told,
-        float(set_s or 0.0),
-        float(pace or 1.0),
-        float(change or 0.0),
-        float(patience or 1.0),
+        stored.integer(start),
+        stored.number(at_s),
+        stored.number(need),
+        stored.number(swapped),
+        stored.integer(faults),
+        stored.maybe(stored.integer, target),
+        stored.number(set_s),
+        stored.number(pace),
+        stored.number(change, -1e15),
+        stored.number(patience),
     )
 
 

@@ -1,14 +1,15 @@
 """What the balancer remembers of VMs from one pass to the next: averages, and when each moved last."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
+from pxsched import stored
 from pxsched.balance.samples import Rate, Use
-from pxsched.balance.stored import by_vmid
 from pxsched.value import NOTHING, Value, replace
 
 # Averages follow a change of load to 63 % in this time: one pass of the timer, several of a fast `watch`.
 SMOOTHING_S = 2.0
+MOST_VCPUS = 8192
 
 
 class Record(Value):
@@ -31,26 +32,24 @@ class State(Value):
 
     def to_json(self) -> dict[str, object]:
         return {
-            str(vmid): [one.start, one.rates, one.observed_s, one.moved_s] for vmid, one in self.vms.items()
+            str(vmid): [one.start, [[*rate] for rate in one.rates], one.observed_s, one.moved_s]
+            for vmid, one in self.vms.items()
         }
 
     @classmethod
     def from_json(cls, value: object) -> "State":
-        """The state again; an empty one where the text is damaged."""
-        return cls(by_vmid(value, _record))
+        """The state again. Raises Damaged."""
+        return cls(stored.by_vmid(value, _record))
 
 
-def _record(body: Sequence[object]) -> Record:
-    start, rates, observed, moved = body
-    if (
-        not isinstance(start, int)
-        or not isinstance(rates, list | tuple)
-        or not isinstance(observed, float | int)
-    ):
-        raise TypeError("no record")
-    if moved is not None and not isinstance(moved, float | int):
-        raise TypeError("no time")
-    return Record(start, tuple(Rate(*map(float, rate)) for rate in rates), observed, moved)
+def _record(body: object) -> Record:
+    start, rates, observed_s, moved_s = stored.items(body, 4)
+    return Record(
+        stored.integer(start),
+        tuple(Rate(*map(stored.number, stored.items(rate, 3))) for rate in stored.listed(rates, MOST_VCPUS)),
+        stored.number(observed_s),
+        stored.maybe(stored.number, moved_s),
+    )
 
 
 def observe(use: Use | None, record: Record | None, *, pins: bool) -> Record:

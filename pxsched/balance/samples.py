@@ -8,6 +8,7 @@ the same process: a number alone, such as a process id, can come back as somebod
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from pxsched import stored
 from pxsched.value import NOTHING, Value
 
 # Two passes nearer than this (a timer and a person at once) share one measurement, taken by the later.
@@ -62,25 +63,18 @@ class Snapshot(Value):
 
     @classmethod
     def from_json(cls, value: object) -> "Snapshot":
-        """The snapshot again; an empty one where the text is damaged, which costs one measurement."""
-        try:
-            return cls({int(vmid): _reading(int(vmid), body) for vmid, body in _items(value)})
-        except (TypeError, ValueError):
-            return cls()
+        """The snapshot again. Raises Damaged."""
+        bodies = stored.by_vmid(value, lambda body: stored.items(body, 4))
+        return cls({vmid: _reading(vmid, *body) for vmid, body in bodies.items()})
 
 
-def _items(value: object) -> list[tuple[str, object]]:
-    if not isinstance(value, dict):
-        raise TypeError("no table")
-    return [(str(key), body) for key, body in value.items()]
-
-
-def _reading(vmid: int, body: object) -> Reading:
-    if not isinstance(body, list):
-        raise TypeError("no reading")
-    start, at_ns, throttled_ns, threads = body
-    counters = {int(tid): Counter(int(pair[0]), int(pair[1])) for tid, pair in dict(threads).items()}
-    return Reading(vmid, int(start), int(at_ns), counters, int(throttled_ns))
+def _reading(vmid: int, start: object, at_ns: object, throttled_ns: object, threads: object) -> Reading:
+    """Threads stay in their order, which is that of the vCPUs."""
+    counters = {
+        stored.tid(tid): Counter(*map(stored.integer, stored.items(body, 2)))
+        for tid, body in stored.table(threads).items()
+    }
+    return Reading(vmid, stored.integer(start), stored.integer(at_ns), counters, stored.integer(throttled_ns))
 
 
 class Use(Value):
@@ -128,7 +122,9 @@ def between(before: Snapshot, after: Snapshot, limits: Mapping[int, float] | Non
 
 
 def _use(then: Reading, now: Reading, elapsed_ns: int, limit: float | None) -> Use | None:
-    """One VM's use; None when its counters cannot be true (the machine slept, or a thread id came back)."""
+    """One VM's use; None where it has no interval yet: a thread is new, or its counters cannot be true (they
+    went back, the machine slept, or a thread id came back). What is not known is not idle.
+    """
     rates = []
     run_sum = wait_sum = demand_sum = 0.0
     longest_run_ns = elapsed_ns * 1.1 + SHORTEST_NS
@@ -136,8 +132,7 @@ def _use(then: Reading, now: Reading, elapsed_ns: int, limit: float | None) -> U
     for tid, (run_ns, wait_ns) in now.threads.items():
         counter = earlier.get(tid)
         if counter is None or run_ns < counter[0] or wait_ns < counter[1]:
-            rates.append(IDLE)
-            continue
+            return None
         run_ns -= counter[0]
         wait_ns -= counter[1]
         if run_ns > longest_run_ns or wait_ns > elapsed_ns + CARRIED_NS:

@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self, TypeAlias
 
+from pxsched import stored
 from pxsched.guest.process import RUN_DIR
 from pxsched.root import Root
+from pxsched.stored import Damaged
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -147,8 +149,8 @@ class Qmp:
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
         try:
-            message = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            message = stored.parse(line)
+        except Damaged as error:
             raise QmpProtocol(f"not JSON: {line[:40]!r}") from error
         if not isinstance(message, dict):
             raise QmpProtocol("not a JSON object")

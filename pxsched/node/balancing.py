@@ -4,13 +4,13 @@ Nothing is turned here: a move is a new home in the ledger, a balloon target a s
 does the rest. What is remembered between passes lies in /run/pxsched/balance.json; losing it costs a pass.
 """
 
-import json
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pxsched.balance import cpu, samples
+from pxsched import state, stored
+from pxsched.balance import cpu, record, samples
 from pxsched.guest import schedstat
 from pxsched.guest.schedstat import Wanted
 from pxsched.ledger import file as ledgers
@@ -22,7 +22,7 @@ from pxsched.node.others import Seen
 from pxsched.node.reconcile import Report, reconcile
 from pxsched.node.sighting import Node, Sighting
 from pxsched.root import Root
-from pxsched.value import Value, replace
+from pxsched.value import NOTHING, Value, replace
 
 if TYPE_CHECKING:  # most nodes have no guest whose balloon is ours
     from pxsched.balance import balloon
@@ -61,15 +61,9 @@ class Balancer:
         self._saved_s = -SAVE_PERIOD_S if not keep else time.monotonic()
         self._memory_s = -MEMORY_PERIOD_S
         self._keep = keep
-        document = _load(root)
-        self._before = samples.Snapshot.from_json(document.get("samples"))
-        self._cpu = cpu.State.from_json(document.get("cpu"))
-        self._stored_memory = document.get("memory")
-        self._memory: balloon.State | None = None  # as stored, until somebody asks
-        self._last: dict[str, object] = {}
-        known = document.get("last")
-        if isinstance(known, dict):
-            self._last = known
+        known, self._damage = _load(root, set_aside=True)
+        self._before, self._cpu, self._memory = known.before, known.cpu, known.memory
+        self._last = dict(known.last)
         self._wanted: tuple[Wanted, ...] = ()
 
     def look(self, sightings: Sequence[Sighting]) -> None:
@@ -115,6 +109,9 @@ class Balancer:
         memory = self._coordinate(node, ledger, sightings, now_s)
         result = self._apply(node, ledger, sightings, moves, memory, interval.uses)
         _forget_told(node.root)
+        if self._damage:
+            result.report.failed.append(self._damage)
+            self._damage = ""
         self._note(result, now_s)
         return result
 
@@ -143,7 +140,7 @@ class Balancer:
         excluded = measuring.excluded(ledger, managed)
         told = any(claim.balloon_mib is not None for claim in ledger.claims.values())
         if len(excluded) == len(managed) and not told:
-            self._memory = self._stored_memory = None
+            self._memory = None
             self._last["skipped"] = {str(vmid): reason for vmid, reason in excluded.items()}
             return None
         from pxsched.balance import balloon, memory
@@ -152,8 +149,7 @@ class Balancer:
         host = measuring.host_memory(self._root, node, guests)
         if host is None:
             return None
-        state = self._memory or balloon.State.from_json(self._stored_memory)
-        outcome = memory.targets(guests, host, state, node.settings.node, now_s)
+        outcome = memory.targets(guests, host, self._memory or balloon.State(), node.settings.node, now_s)
         self._memory = outcome.state
         self._last["skipped"] = {str(vmid): reason for vmid, reason in outcome.skipped.items()}
         return outcome
@@ -206,59 +202,81 @@ class Balancer:
             return
         self._saved_s = now_s
         if not self._before.vms:
-            _remove(self._root)
+            state.remove(self._root, FILE)
             return
-        _save(
-            self._root,
-            {
+        with suppress(OSError):  # it costs the next pass its measurement, and nothing else
+            document = {
                 "schema": 1,
                 "boot_id": _boot_id(self._root),
                 # Whoever makes many passes has them at hand; one that begins again measures a pass anew.
                 "samples": {} if self._keep else self._before.to_json(),
                 "cpu": self._cpu.to_json(),
-                "memory": self._memory.to_json() if self._memory else self._stored_memory,
+                "memory": self._memory.to_json() if self._memory else None,
                 "last": self._last,
-            },
-        )
+            }
+            state.save(self._root, FILE, document)
 
 
-def last(root: Root) -> dict[str, object]:
+class Remembered(Value):
+    """What earlier passes left. memory: as stored, None where there is no guest whose balloon is ours."""
+
+    before: samples.Snapshot = samples.Snapshot()
+    cpu: record.State = record.State()
+    memory: "balloon.State | None" = None
+    last: Mapping[str, object] = NOTHING
+
+
+def last(root: Root) -> Mapping[str, object]:
     """What the last pass found and the last one that acted did, for `status`.
 
     at, acted_at: seconds since 1970. acted: sentences. skipped: why a guest's memory is left alone, by VMID.
     standings: by VMID, [running, waiting, due in CPUs, contention from 0 to 1].
     """
-    known = _load(root).get("last")
-    return known if isinstance(known, dict) else {}
+    return _load(root, set_aside=False)[0].last
 
 
-def _load(root: Root) -> dict[str, object]:
-    """The state of this boot; empty when there is none, or it is damaged."""
-    try:
-        document = json.loads(root.read_bytes(FILE) or b"{}")
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(document, dict) or document.get("boot_id") != _boot_id(root):
-        return {}
-    return document
+def _load(root: Root, *, set_aside: bool) -> tuple[Remembered, str]:
+    """The state of this boot, empty when there is none or it is damaged; and what to tell of that."""
+    found, damage = state.load(root, FILE, lambda document: _remembered(root, document), set_aside=set_aside)
+    return found or Remembered(), damage
 
 
-def _save(root: Root, document: Mapping[str, object]) -> None:
-    """A state that cannot be written costs the next pass its measurement, and nothing else."""
-    path = root.path(FILE)
-    try:
-        with open(f"{path}.new", "w") as stream:
-            stream.write(json.dumps(document, separators=(",", ":")))  # `dump` is not written in C
-        os.replace(f"{path}.new", path)
-    except OSError:
-        pass
+def _remembered(root: Root, value: object) -> Remembered:
+    """Raises Damaged."""
+    document = stored.table(value)
+    if stored.text(document.get("boot_id")) != _boot_id(root):
+        return Remembered()
+    memory = None
+    if document.get("memory") is not None:
+        from pxsched.balance import balloon
+
+        memory = balloon.State.from_json(document["memory"])
+    known = stored.table(document.get("last", {}))
+    return Remembered(
+        samples.Snapshot.from_json(document.get("samples", {})),
+        record.State.from_json(document.get("cpu", {})),
+        memory,
+        {name: read(known[name]) for name, read in _LAST.items() if name in known},
+    )
 
 
-def _remove(root: Root) -> None:
-    try:
-        os.unlink(root.path(FILE))
-    except OSError:
-        pass
+def _standing(body: object) -> list[float]:
+    return [stored.number(value) for value in stored.items(body, 4)]
+
+
+def _named(read: Callable[[object], object]) -> Callable[[object], object]:
+    """By VMID, as text."""
+    return lambda value: {str(vmid): body for vmid, body in stored.by_vmid(value, read).items()}
+
+
+# What `last` may say: no other word is read back.
+_LAST: dict[str, Callable[[object], object]] = {
+    "at": stored.number,
+    "acted_at": stored.number,
+    "acted": lambda value: [stored.text(line) for line in stored.listed(value)],
+    "skipped": _named(stored.text),
+    "standings": _named(_standing),
+}
 
 
 def _boot_id(root: Root) -> str:

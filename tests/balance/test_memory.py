@@ -21,6 +21,7 @@ from bench.models.memory import (
 from pxsched.balance import balloon, memory
 from pxsched.balance.balloon import Stats
 from pxsched.settings.policy import NodeSettings, Policy
+from pxsched.stored import Damaged
 
 NODE = NodeSettings(reserved_mib=512)
 CASES = Path(__file__).resolve().parents[2] / "../shared/corpora/placement-cases/mom-balloon.json"
@@ -245,12 +246,13 @@ def test_untouched_memory_of_guests_is_not_given_a_second_time():
     assert told(decide([idle, poor], available=512 + 3000)).get(101, 512) <= 512 + 256
 
 
-def test_the_state_survives_as_text_and_damage_costs_only_a_pass():
+def test_the_state_survives_as_text_and_damage_is_named():
     state = decide([seen(actual=2048, used=300)]).state
     assert state.targets == {100: state.guests[100].target_mib}
     assert balloon.State.from_json(json.loads(json.dumps(state.to_json()))) == state
     for damaged in (None, [], {"x": 1}, {"100": [1, 2]}, {"100": ["a"] * 10}, {"100": [None] * 10}):
-        assert balloon.State.from_json(damaged) == balloon.State()
+        with pytest.raises(Damaged):
+            balloon.State.from_json(damaged)
 
 
 # Many passes
