@@ -192,7 +192,8 @@ def held(subject: Subject) -> Iterator[Finding]:
     """What something else keeps turning."""
     drifting = [key for key, entry in subject.ledger.journal.items() if entry.drifts > 2]
     for warning in subject.ledger.warnings:
-        yield Finding(Level.WARN, "ledger", warning, "it mends itself at the next pass")
+        remedy = "the next pass begins anew; what was turned before is not all known: `pxsched restore --all`"
+        yield Finding(Level.BAD, "ledger", warning, remedy)
     if drifting:
         text = f"something else keeps turning {some(drifting, 3)}"
         yield Finding(Level.WARN, "ledger", text, "see `other daemons` above, and `pxsched status`")

@@ -72,6 +72,12 @@ def identify(root: Root, pid: int) -> Process | None:
     return None if stat is None or stat.state in "ZX" else Process(pid, stat.start_ticks)
 
 
+def parent(root: Root, pid: int) -> int | None:
+    """The process's parent; None when it is gone."""
+    after = (root.read(f"proc/{pid}/stat") or "").rpartition(")")[2].split()
+    return int(after[1]) if len(after) > 1 and after[1].isdecimal() else None
+
+
 def alive(root: Root, process: Process) -> bool:
     """Whether the very same process still lives."""
     return identify(root, process.pid) == process

@@ -16,6 +16,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from pxsched import stored
 from pxsched.errors import UserError
 from pxsched.host import cgroup, cpulist, systemd
 from pxsched.host.cgroup import Task
@@ -45,12 +46,18 @@ class Original(Value):
 
 
 def loads(value: str) -> Original | None:
-    """The original in a journal's text; None for a plain CPU list."""
+    """The original in a journal's text; None for a plain CPU list. Raises Damaged, UserError."""
     if not value.startswith("["):
         return None
-    cpus, force, bare, tasks = json.loads(value)
-    bound = tuple(Task(tid, ticks, cpulist.parse(text)) for tid, ticks, text in tasks)
-    return Original(cpus, force, bare, bound)
+    cpus, force, bare, tasks = stored.items(stored.parse(value), 4)
+    bound = tuple(_task(*stored.items(body, 3)) for body in stored.listed(tasks))
+    return Original(stored.text(cpus), stored.text(force), stored.truth(bare), bound)
+
+
+def _task(tid: object, start_ticks: object, cpus: object) -> Task:
+    return Task(
+        stored.integer(tid, 1, 1 << 22), stored.integer(start_ticks), cpulist.parse(stored.text(cpus))
+    )
 
 
 class _HostCpus(Knob):

@@ -17,7 +17,7 @@ from pxsched.knobs import file
 from pxsched.knobs.knob import Gone, Knob, Rank
 from pxsched.root import Root
 
-_UNITS = "run/systemd/system"
+UNITS = "run/systemd/system"
 _IN_FORCE = 0o044  # set once systemd has read the file: one that it has not confines nobody
 _FILES = {"AllowedCPUs": "cpuset.cpus", "AllowedMemoryNodes": "cpuset.mems"}
 _FILE = re.compile(r"AllowedCPUs=([\d,-]*)\nAllowedMemoryNodes=([\d,-]*)\n", re.ASCII)
@@ -78,9 +78,13 @@ class DropIn(_Scope):
                 if not systemd.runtime_property(root, f"{self.vmid}.scope", name):
                     cgroup.clear(root, group, file_name)
 
+    def exists(self, root: Root) -> bool:
+        """Whether there is a file of ours, read by systemd or not."""
+        return root.exists(self._path)
+
     @property
     def _path(self) -> str:
-        return f"{_UNITS}/{self.vmid}.scope.d/pxsched.conf"
+        return f"{UNITS}/{self.vmid}.scope.d/pxsched.conf"
 
 
 class MemoryNodes(_Scope):

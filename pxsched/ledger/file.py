@@ -32,6 +32,7 @@ SCHEMA = 2
 DIR = "run/pxsched"
 FILE = f"{DIR}/ledger.json"
 PREVIOUS = f"{DIR}/ledger.previous.json"
+DAMAGED, LOST = ".damaged", ".lost"  # what is added to the name of a file that is set aside, and mourned
 LOCK = f"{DIR}/lock"
 
 
@@ -133,18 +134,19 @@ def _remove(path: str) -> None:
 def _load(root: Root, owners: Collection[int] | None, *, set_aside: bool) -> Ledger:
     warnings: list[str] = []
     for file in (FILE, PREVIOUS):
-        data = _read(root, file)
-        if data is None:
-            continue
         try:
+            data = _read(root, file)
+            if data is None:
+                continue
             content = _content(data, _boot_id(root))
             ledger = Ledger(content, warnings)
             _check(ledger, owners)
         except Damaged as error:
-            aside = f"{file}.damaged"
+            aside = f"{file}{DAMAGED}"
             if set_aside:
                 _set_aside(root.path(file), root.path(aside))
-            warnings.append(f"/{file} is damaged ({str(error)[:80]}), kept as /{aside}")
+            kept = f", kept as /{aside}" if set_aside else ""
+            warnings.append(f"/{file} is damaged ({str(error)[:80]}){kept}")
         else:
             ledger.stored = file == FILE
             return ledger
@@ -154,11 +156,17 @@ def _load(root: Root, owners: Collection[int] | None, *, set_aside: bool) -> Led
 
 
 def _read(root: Root, file: str) -> bytes | None:
+    """None where there is no file. Raises Damaged where it cannot be read."""
     try:
         size = os.stat(root.path(file)).st_size
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return root.read_bytes(file, at_once=min(size, stored.MOST_BYTES) + 1)
+    except OSError as error:
+        raise Damaged(f"cannot be read: {error.strerror}") from error
+    data = root.read_bytes(file, at_once=min(size, stored.MOST_BYTES) + 1)
+    if data is None and root.exists(file):
+        raise Damaged("cannot be read")
+    return data
 
 
 def _check(ledger: Ledger, owners: Collection[int] | None) -> None:
@@ -173,6 +181,16 @@ def _set_aside(path: str, aside: str) -> None:
         os.replace(path, aside)
     except OSError as error:
         raise UserError(f"cannot move {path} aside: {error.strerror}") from error
+
+
+def mourn(root: Root) -> list[str]:
+    """Keeps damaged files under another name, once what can be known without them is put back; gives it."""
+    found = []
+    for file in (FILE, PREVIOUS):
+        if root.exists(f"{file}{DAMAGED}"):
+            _set_aside(root.path(f"{file}{DAMAGED}"), root.path(f"{file}{LOST}"))
+            found.append(f"/{file}{LOST}")
+    return found
 
 
 def _boot_id(root: Root) -> str:

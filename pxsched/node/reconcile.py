@@ -262,7 +262,7 @@ def _same(knob: Knob, one: str, other: str) -> bool:
     """Whether two values mean the same; one that means nothing, from a damaged journal, is like no other."""
     try:
         return knob.same(one, other)
-    except UserError:
+    except (UserError, ValueError):
         return False
 
 
@@ -275,7 +275,7 @@ def restore(root: Root, ledger: Ledger, keys: Iterable[str], report: Report) -> 
             knob.put_back(root, entry.original)
         except Gone:
             pass
-        except (ValueError, UserError) as error:  # an entry that is not ours, or not this version's
+        except (ValueError, OverflowError, UserError) as error:  # not ours, or not this version's
             report.failed.append(f"{key}: {error}")
         except OSError as error:
             if not already(root, knob, entry.original):

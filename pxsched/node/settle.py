@@ -166,7 +166,10 @@ def _owners(ledger: Ledger, seen: dict[int, Sighting], changes: Changes, everybo
 
 
 def restore_all(root: Root) -> Report:
-    """Puts back every value we hold, and forgets all claims; waits for what another process has in hand."""
+    """Puts back every value we hold, and forgets all claims; waits for what another process has in hand.
+
+    Of a ledger that is damaged it says what is lost, and puts back what can be known without it.
+    """
     deadline_s = time.monotonic() + RESTORE_S
     report = Report()
     while True:
@@ -179,5 +182,11 @@ def restore_all(root: Root) -> Report:
         _join(report, more)
         if not lent or time.monotonic() > deadline_s:
             report.failed += [f"{key}: another process has it in hand" for key in sorted(lent)]
-            return report
+            break
         time.sleep(0.1)
+    if lost := ledgers.mourn(root):
+        from pxsched.node import salvage
+
+        report.failed.append(f"the ledger was damaged, and is kept as {' and '.join(lost)}")
+        salvage.run(root, report)
+    return report

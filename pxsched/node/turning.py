@@ -107,7 +107,7 @@ def _one(root: Root, errand: Errand) -> Outcome:
         return Outcome(error=error)
     except Locked:
         return Outcome(late=True)
-    except (UserError, ValueError) as error:
+    except (UserError, ValueError, OverflowError) as error:
         if errand.restore:
             return Outcome(senseless=str(error))
         return Outcome(error=OSError(None, str(error)))

@@ -68,6 +68,8 @@ halt_poll_ns = 1000
 resume_latency_us = 0
 
 [vm.101]
+emulator = "vm"
+vhost = "vm"
 governor = "powersave"
 resume_latency_us = 30
 """
@@ -291,8 +293,10 @@ class Whole:
                 path = Path(directory, name)
                 if path.is_file() and not path.is_symlink() and name != "smp_affinity":
                     relative = str(path.relative_to(self.base))
-                    # A cpuset is emptied by an open that truncates here, and by the write on a real system.
-                    found[relative] = oct(path.stat().st_mode), path.read_bytes().rstrip(b"\n")
+                    # Killed after an open that truncates, a file is empty here; the kernel's have no such state.
+                    content = path.read_bytes().rstrip(b"\n")
+                    plain = content or (b"member" if name.endswith(".partition") else b"")
+                    found[relative] = oct(path.stat().st_mode), plain
         return found
 
     def _threads(self) -> dict[str, object]:
