@@ -11,7 +11,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from pxsched.errors import Exit, UserError, nearest
-from pxsched.output import complain, journal
+from pxsched.output import Unwritten, complain, journal, open_streams
 from pxsched.root import Root
 from pxsched.version import VERSION
 
@@ -63,6 +63,7 @@ def entry() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0 done, 1 refused or failed with one line on stderr, 2 usage."""
+    open_streams()
     if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions (Debian: python3-argcomplete)
         import argcomplete
 
@@ -89,6 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return Exit.DONE
+    except Unwritten as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        complain(f"cannot write the output: {error.strerror}")
+        return Exit.REFUSED
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # the entry point: one line, a journal entry, exit 1

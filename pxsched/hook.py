@@ -33,6 +33,7 @@ MOST_REASONS = 4
 
 def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     """Runs one phase; the exit code is what Proxmox should make of it."""
+    output.open_streams()
     if len(arguments) != 2:
         say("usage: pxsched VMID pre-start|post-start|pre-stop|post-stop")
         return Exit.USAGE

@@ -6,6 +6,7 @@ line that we did not write. So a line is made of what is seen (Unicode's printab
 module ends it.
 """
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any, TextIO
@@ -29,6 +30,21 @@ def printable(text: str) -> str:
 def lines(found: Iterable[str]) -> str:
     """Lines as one text, each ended by us. Empty for none."""
     return "".join(f"{printable(line)}\n" for line in found)
+
+
+class Unwritten(OSError):
+    """Standard output takes nothing more, as when its disk is full."""
+
+
+def open_streams() -> None:
+    """Standard streams that were closed when we were started lead nowhere from now on, rather than into the
+    first file that is opened.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def say(*found: str, to: TextIO | None = None) -> None:
@@ -80,7 +96,12 @@ def _write(stream: TextIO | None, text: str) -> None:
     if stream is None:  # closed when we were started
         return
     try:
-        stream.write(text)
-    except UnicodeEncodeError:  # a locale that lacks a letter is no failure
-        stream.write(text.encode("ascii", "backslashreplace").decode("ascii"))
-    stream.flush()
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:  # a locale that lacks a letter is no failure
+            stream.write(text.encode("ascii", "backslashreplace").decode("ascii"))
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Unwritten(error.errno, error.strerror) from error
