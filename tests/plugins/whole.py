@@ -293,7 +293,7 @@ class Whole:
                 path = Path(directory, name)
                 if path.is_file() and not path.is_symlink() and name != "smp_affinity":
                     relative = str(path.relative_to(self.base))
-                    # Killed after an open that truncates, a file is empty here; the kernel's have no such state.
+                    # Killed after an open that truncates, a file is empty here; the kernel's never are.
                     content = path.read_bytes().rstrip(b"\n")
                     plain = content or (b"member" if name.endswith(".partition") else b"")
                     found[relative] = oct(path.stat().st_mode), plain
