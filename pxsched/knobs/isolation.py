@@ -25,7 +25,7 @@ from pxsched.root import Root
 from pxsched.value import Value
 
 UNITS = ("system.slice", "user.slice", "init.scope")
-GROUPS = ("lxc",)
+GROUPS = ("lxc", "lxc.monitor")
 MOMENT_S, LONG_MOMENT_S = 0.25, 1.0
 _PROPERTY = "AllowedCPUs"
 

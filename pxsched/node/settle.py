@@ -114,7 +114,7 @@ def _turn(
         looked_at = ledger.claims if everybody else [vmid for vmid in seen if vmid in ledger.claims]
         unsure = {vmid for vmid in looked_at if blurred(ledger.claims[vmid], seen.get(vmid))}
         sharp = [sighting for vmid, sighting in seen.items() if vmid not in unsure]
-        plan = wanted(node, ledger, sharp, memory=memory)
+        plan = wanted(node, ledger, sharp, memory=memory, everybody=everybody)
         owners = _owners(ledger, seen, changes, everybody) - unsure
         report = reconcile(node.root, ledger, plan.settings, owners)
         notes = [*ledger.warnings, *(note for sighting in seen.values() for note in sighting.notes)]
@@ -146,11 +146,20 @@ class Wanted(Value):
 
 
 def wanted(
-    node: Node, ledger: Ledger, sightings: Iterable[Sighting], *, memory: views.MemoryBytes = NOTHING
+    node: Node,
+    ledger: Ledger,
+    sightings: Iterable[Sighting],
+    *,
+    memory: views.MemoryBytes = NOTHING,
+    everybody: bool = False,
 ) -> Wanted:
-    """What is wanted for these VMs and for the node. memory: where the VMs' lies, as far as it was looked."""
+    """What is wanted for these VMs and for the node. memory: where the VMs' lies, as far as it was looked.
+
+    everybody: the sightings are of all VMs that run, ours or not; so those that are to be confined are told.
+    """
+    sightings = list(sightings)
     vms = views.vm_views(node, ledger, sightings, memory)
-    host = views.host_view(node, ledger, vms)
+    host = views.host_view(node, ledger, vms, sightings if everybody else ())
     settings = list(registry.of_node(host))
     notes: list[str] = []
     for vm in vms:

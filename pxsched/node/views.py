@@ -1,16 +1,16 @@
 """Reads what the plugins need to know: only of the VMs at hand, and only what they can have."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
+from pxsched.guest import process
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.claim import Claim, State
+from pxsched.ledger.claim import Claim, State, dedicated
 from pxsched.ledger.file import Ledger
 from pxsched.node.sighting import Node, Sighting
-from pxsched.placement.request import VmClass
-from pxsched.plugins.view import HostView, VmView
+from pxsched.plugins.view import HostView, Stranger, VmView
 from pxsched.root import Root
-from pxsched.settings.policy import Isolation, MemoryMode
+from pxsched.settings.policy import Isolation, MemoryMode, Others
 from pxsched.value import NOTHING, replace
 
 if TYPE_CHECKING:
@@ -71,13 +71,18 @@ def _vm_view(root: Root, claim: Claim, sighting: Sighting, memory_bytes: Mapping
     )
 
 
-def host_view(node: Node, ledger: Ledger, vms: Iterable[VmView]) -> HostView:
-    """The node; each side of it only where somebody's knobs depend on it."""
+def host_view(
+    node: Node, ledger: Ledger, vms: Iterable[VmView], everybody: Iterable[Sighting] = ()
+) -> HostView:
+    """The node; each side of it only where somebody's knobs depend on it. everybody: all VMs that run, ours
+    or not, if they were looked at.
+    """
     vms, root, settings = list(vms), node.root, node.settings.node
     apart = settings.device_interrupts or settings.isolation is not Isolation.OFF
     felt = ledger.felt()
     wishes = any(claim.policy.governor or claim.policy.energy for claim in felt.values())
     allocating = any(vm.claim.state is State.STARTING or vm.memory_bytes is not None for vm in vms)
+    confines = settings.others is Others.CONFINE and bool(dedicated(felt.values()))
     view = HostView(
         topology=node.topology,
         node=settings,
@@ -86,10 +91,19 @@ def host_view(node: Node, ledger: Ledger, vms: Iterable[VmView]) -> HostView:
         originals=ledger.journal.originals(),
         frequency=_frequency(root, felt) if wishes else (),
         memory=node.memory if allocating else (),
+        strangers=tuple(_strangers(root, ledger, everybody)) if confines else (),
     )
     if settings.device_interrupts or any(vm.interrupts for vm in vms):
         return _with_interrupts(node, view)
     return view
+
+
+def _strangers(root: Root, ledger: Ledger, everybody: Iterable[Sighting]) -> Iterator[Stranger]:
+    for sighting in everybody:
+        if sighting.process is not None and sighting.vmid not in ledger.claims:
+            masks = {thread.tid: process.mask(root, thread.tid) for thread in sighting.threads}
+            known = {tid: mask for tid, mask in masks.items() if mask is not None}
+            yield Stranger(sighting.vmid, sighting.process, sighting.threads, known)
 
 
 def _frequency(root: Root, claims: Mapping[int, Claim]) -> "tuple[FrequencyPolicy, ...]":
@@ -104,8 +118,7 @@ def _with_interrupts(node: Node, view: HostView) -> HostView:
 
     root = node.root
     view = replace(view, irqbalance=node.irqbalance)
-    dedicated = any(claim.placement.vm_class is VmClass.DEDICATED for claim in view.claims.values())
-    if not view.node.device_interrupts or not dedicated:
+    if not view.node.device_interrupts or not dedicated(view.claims.values()):
         return view
     default_irq_mask = root.read("proc/irq/default_smp_affinity") or ""
     return replace(view, interrupts=interrupts.of_host(root), default_irq_mask=default_irq_mask)

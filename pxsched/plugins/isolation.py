@@ -13,8 +13,9 @@ from pxsched.knobs.scope import Partition
 from pxsched.ledger.claim import Claim, State, dedicated
 from pxsched.ledger.journal import NODE
 from pxsched.placement.request import VmClass
+from pxsched.plugins.others import CONTAINERS
 from pxsched.plugins.view import HostView, Setting, VmView
-from pxsched.settings.policy import Isolation
+from pxsched.settings.policy import Isolation, Others
 
 NAME = "isolation"
 
@@ -27,7 +28,8 @@ def of_node(host: HostView) -> Iterator[Setting]:
     left = host.topology.online - _taken(host) or host.housekeeping & host.topology.online
     if not left:
         return  # a slice is never left without CPUs
-    knobs: list[Knob] = [*map(SliceCpus, UNITS), *map(GroupCpus, GROUPS)]
+    apart = {CONTAINERS} if host.node.others is Others.CONFINE else set()  # that plugin takes more from them
+    knobs: list[Knob] = [*map(SliceCpus, UNITS), *(GroupCpus(name) for name in GROUPS if name not in apart)]
     for knob in knobs:
         yield Setting(knob, cpulist.format(left), NODE, NAME)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pxsched.ledger.claim import State
 from pxsched.plugins.view import HostView, Setting, VmView
-from pxsched.settings.policy import Isolation
+from pxsched.settings.policy import Isolation, Others
 
 # Plugin -> whether a VM has anything for it.
 OF_VM: dict[str, Callable[[VmView, HostView], Any]] = {
@@ -28,6 +28,7 @@ OF_NODE: dict[str, Callable[[HostView], Any]] = {
     "interrupts": lambda host: host.node.device_interrupts,
     "governor": lambda host: host.frequency,
     "isolation": lambda host: host.node.isolation is not Isolation.OFF,
+    "others": lambda host: host.node.others is Others.CONFINE,
     "latency": lambda host: any(
         claim.policy.halt_poll_ns >= 0 or claim.policy.resume_latency_us >= 0
         for claim in host.claims.values()

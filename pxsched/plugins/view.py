@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the hook loads only what a VM has
     from collections.abc import Mapping
 
     from pxsched.guest.config import Machine
-    from pxsched.guest.process import Thread
+    from pxsched.guest.process import Process, Thread
     from pxsched.host.devices import Device
     from pxsched.host.frequency import FrequencyPolicy
     from pxsched.host.interrupts import Interrupt
@@ -63,6 +63,15 @@ class VmView(Value):
         return self.claim.vmid
 
 
+class Stranger(Value):
+    """A running VM that we do not place. masks: the CPUs each thread may use, by thread id."""
+
+    vmid: int
+    process: Process
+    threads: tuple[Thread, ...]
+    masks: Mapping[int, frozenset[int]]
+
+
 class HostView(Value):
     """The node. claims: of the VMs that matter to more than themselves (`Claim.felt`).
 
@@ -70,6 +79,7 @@ class HostView(Value):
     originals: the journal's original values by knob key. irqbalance: None where it does not run.
     interrupts, default_irq_mask: the host's own, read only when `device_interrupts` is set.
     frequency: the policies that matter to a claim's wishes. memory: empty when it was not looked at.
+    strangers: looked at only by a pass over all VMs, and when they are to be confined.
     """
 
     topology: Topology
@@ -82,3 +92,4 @@ class HostView(Value):
     default_irq_mask: str = ""
     frequency: tuple[FrequencyPolicy, ...] = ()
     memory: tuple[NodeMemory, ...] = ()
+    strangers: tuple[Stranger, ...] = ()

@@ -157,6 +157,7 @@ def test_a_vm_that_ends_leaves_what_the_other_one_wants_wherever_the_hook_is_kil
     whole.tick()
     whole.end(EVERYTHING)
     whole.hook(EVERYTHING, "post-stop")
+    whole.tick()  # those who were confined for it are the timer's
     alone = whole.state()
 
     def left(when: str) -> None:

@@ -31,7 +31,7 @@ from pxsched.settings.policy import Isolation, NodeSettings
 
 SLICES = NodeSettings(isolation=Isolation.SLICES)
 PARTITION = NodeSettings(isolation=Isolation.PARTITION)
-KEYS = ["slice:system.slice", "slice:user.slice", "slice:init.scope", "cgroup:lxc"]
+KEYS = ["slice:system.slice", "slice:user.slice", "slice:init.scope", "cgroup:lxc", "cgroup:lxc.monitor"]
 
 
 def wants(views, *claims, settings=SLICES):

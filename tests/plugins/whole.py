@@ -36,7 +36,7 @@ for package in guest, host, knobs, placement, plugins:
         import_module(module.name)
 
 HERE = Path(__file__).parent
-EVERYTHING, MODEST = 100, 101
+EVERYTHING, MODEST, STRANGER = 100, 101, 200
 VECTORS, ADMINS = (60, 61), 40
 DEVICE = "0000:17:02.0"
 TOLD_MIB = 512
@@ -49,11 +49,13 @@ OURS = "hookscript: local:snippets/pxsched\n"
 CONFIGURATIONS = {
     EVERYTHING: f"cores: 1\nmemory: 2048\nnet0: virtio=BC:24:11:00:00:01,queues=2\nhostpci0: {DEVICE}\n",
     MODEST: "cores: 1\nmemory: 2048\nballoon: 256\nshares: 0\naffinity: 0\n",
+    STRANGER: "cores: 1\nmemory: 2048\n",  # never opted in, and confined
 }
 SETTINGS = """
 [node]
 housekeeping = "0"
 isolation = "{isolation}"
+others = "confine"
 device_interrupts = true
 balance_cpu = false
 
@@ -141,8 +143,8 @@ class Whole:
         tree.put("etc/pxsched/pxsched.toml", SETTINGS.format(isolation=isolation))
         (self.base / "etc/pve").mkdir()
         (self.base / "etc/pve/local").symlink_to("nodes/here")
-        for vmid in CONFIGURATIONS:
-            self.opt_in(vmid)
+        self.opt_in(EVERYTHING, MODEST)
+        self.opt_out(STRANGER)
 
     def opt_in(self, *vmids: int) -> None:
         for vmid in vmids:
