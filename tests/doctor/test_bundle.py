@@ -338,6 +338,20 @@ def test_patterns_do_not_cross_directories(tmp_path):
     assert machine_files.expand(Root(str(tmp_path)), "a*/{x,z}") == ["a1/x", "a2/x"]
 
 
+def test_containers_and_host_tasks_are_where_they_may_run(tmp_path):
+    groups = {"lxc/101": "0-3", "lxc.monitor": "0-7", "system.slice": "0-1", "lxc/secret": "4"}
+    for group, cpus in groups.items():
+        directory = tmp_path / "sys/fs/cgroup" / group
+        directory.mkdir(parents=True)
+        (directory / "cpuset.cpus.effective").write_text(f"{cpus}\n")
+        (directory / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    told = dict(machine_files.files(Root(str(tmp_path))))
+    for group in ("lxc/101", "lxc.monitor", "system.slice"):
+        assert told[f"sys/fs/cgroup/{group}/cpuset.cpus.effective"] == f"{groups[group]}\n"
+        assert told[f"sys/fs/cgroup/{group}/cgroup.events"] == "populated 1\nfrozen 0\n"
+    assert not any("secret" in name for name in told)
+
+
 def test_every_file_of_the_kernels_keeps_to_its_words(tmp_path):
     """A secret in any file that is read: the line it stands in stays out."""
     planted = 0

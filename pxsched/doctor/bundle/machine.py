@@ -14,7 +14,7 @@ from pxsched.root import Root
 
 CPU = "sys/devices/system/cpu"
 PCI = "sys/bus/pci/devices"
-GROUP = "{init.scope,lxc,machine.slice,qemu.slice,system.slice,user.slice}"
+GROUP = "{init.scope,lxc,lxc.monitor,machine.slice,qemu.slice,system.slice,user.slice}"
 
 # One component of a path at a time; `*` never crosses a slash.
 FILES = (
@@ -33,7 +33,8 @@ FILES = (
     "sys/devices/{cpu_core,cpu_atom,cpu_lowpower}/cpus",
     f"{PCI}/*/{{class,vendor,device,numa_node,local_cpulist,sriov_numvfs,sriov_totalvfs,irq}}",
     "sys/fs/cgroup/{cgroup.controllers,cgroup.subtree_control,cpuset.cpus.effective,cpuset.mems.effective}",
-    f"sys/fs/cgroup/{GROUP}/{{cgroup.controllers,cgroup.subtree_control,cpuset.*,cpu.stat,cpu.pressure}}",
+    f"sys/fs/cgroup/{GROUP}/{{cgroup.controllers,cgroup.subtree_control,cgroup.events,cpuset.*,cpu.stat,cpu.pressure}}",
+    "sys/fs/cgroup/lxc/[0-9]*/{cgroup.events,cpuset.*,cpu.stat,memory.numa_stat}",
     "sys/fs/cgroup/qemu.slice/[0-9]*.scope/{cpuset.*,cpu.stat,cpu.pressure,cpu.weight,memory.numa_stat}",
     "sys/kernel/mm/transparent_hugepage/{enabled,defrag}",
     "sys/module/kvm/parameters/halt_poll_ns",
@@ -48,7 +49,7 @@ FILES = (
 # Names that somebody could have chosen are not among these.
 _COMPONENT = re.compile(
     r"[a-z_]+|(?:cpu|node|policy|index|N)?\d+|[a-z]+_cpulist|(?:scaling|cpuinfo|energy|shared|nr|free|surplus|resv)_\w+"
-    r"|hugepages-\d+kB|tap\d+i\d+|[rt]x-\d+|\d+\.scope|(?:init|system|user|machine|qemu)\.(?:slice|scope)"
+    r"|hugepages-\d+kB|tap\d+i\d+|[rt]x-\d+|\d+\.scope|(?:init|system|user|machine|qemu)\.(?:slice|scope)|lxc\.monitor"
     r"|(?:cpuset|cgroup|cpu|memory)\.[a-z_.]+",
     re.ASCII,
 )

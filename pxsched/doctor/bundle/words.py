@@ -22,6 +22,7 @@ balance_performance balance_power default power
 acpi-cpufreq amd-pstate amd-pstate-epp cppc_cpufreq intel_cpufreq intel_pstate
 Data Instruction Unified on off forceoff notsupported notimplemented always madvise never defer defer+madvise
 cpu cpuset dmem hugetlb io memory misc pids rdma root member isolated max some full
+populated frozen
 usage_usec user_usec system_usec nice_usec nr_periods nr_throttled throttled_usec nr_bursts burst_usec
 anon file kernel_stack pagetables shmem file_mapped file_dirty file_writeback anon_thp
 Node zone DMA DMA32 Normal Movable kB
