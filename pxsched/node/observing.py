@@ -23,8 +23,9 @@ from pxsched.root import Root
 from pxsched.stored import Damaged
 from pxsched.value import NOTHING, Value, replace
 
-# A shorter look says little: the kernel counts a CPU's time in hundredths of a second.
-LEAST_NS = 500_000_000
+# A shorter time says little, as the kernel counts a CPU's time in hundredths of a second; and a fast `watch`
+# should not read a file for each VM at every pass.
+LEAST_NS = 2 * 10**9
 # After a longer pause the counters begin anew.
 LONGEST_NS = 600 * 10**9
 # Averages follow a change to 63 % in this time, as those of the VMs do.

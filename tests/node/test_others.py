@@ -35,6 +35,12 @@ def put(base, path, text):
     target.write_text(text)
 
 
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch):
+    """Passes that follow each other sooner than the timer's."""
+    monkeypatch.setattr(observing, "LEAST_NS", 500_000_000)
+
+
 @pytest.fixture
 def live(tmp_path):
     """A root whose /proc is the real one."""
