@@ -12,11 +12,14 @@ import pytest
 
 from pxsched import cli
 from pxsched.doctor import commands as doctor
+from pxsched.guest import process
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim, State
 from pxsched.ledger.file import Ledger
-from pxsched.node import exclusive
+from pxsched.node import exclusive, planning
+from pxsched.node import sighting as nodes
 from pxsched.node.exclusive import Kind
+from pxsched.node.observing import Observer
 from pxsched.placement.request import Placement, VmClass
 from pxsched.report import exclusive as report
 from pxsched.report import prometheus
@@ -240,3 +243,41 @@ def test_prometheus_counts_the_cpus_that_are_open_to_others(node):
     assert 'pxsched_dedicated_cpus_open{vmid="100",to="vm"} 1' in lines
     assert 'pxsched_dedicated_cpus_open{vmid="100",to="slice"} 2' in lines
     assert 'pxsched_dedicated_cpus_open{vmid="100",to="interrupt"} 0' in lines
+
+
+# What is exclusive is not taken from where somebody else is confined.
+
+
+def planned(node, *, vcpus=2):
+    node.put("etc/pve/nodes/here/qemu-server/100.conf",
+             f"cores: {vcpus}\nmemory: 512\nhookscript: local:snippets/pxsched")  # fmt: skip
+    node.put("etc/pxsched/pxsched.toml", '[node]\nhousekeeping = "0"\n[vm.100]\nclass = "dedicated"')
+    memory = "Node 0 MemTotal: 8388608 kB\nNode 0 MemFree: 8388608 kB"
+    node.put("sys/devices/system/node/node0/meminfo", memory)
+    found = planning.plan(nodes.open_node(node.root, {}), 100).claim.placement
+    return found.cpus, " ".join(found.why)
+
+
+@pytest.mark.parametrize(
+    ("there", "theirs", "name"),
+    [
+        (lambda node: node.vm(200, 2000, "1-2", "1-2"), {1, 2}, "VM 200"),
+        (lambda node: node.vm(201, 2000, "1", "2,3"), {1, 2, 3}, "VM 201"),
+        (lambda node: node.group("lxc/101", "1-4"), {1, 2, 3, 4}, "container 101"),
+    ],
+    ids=["its affinity", "masks that somebody chose", "a container's set"],
+)
+def test_exclusive_cpus_are_not_taken_from_where_somebody_is_confined(node, there, theirs, name):
+    assert planned(node)[0] == {1, 2}
+    there(node)
+    Observer(node.root).look(Ledger(), [nodes.sight(node.root, vmid) for vmid in process.running(node.root)])
+    cpus, why = planned(node)
+    assert not cpus & theirs
+    assert name in why
+
+
+def test_where_nothing_else_is_left_they_are_taken_and_it_is_said(node):
+    node.vm(200, 2000, "1-6", "1-6")
+    cpus, why = planned(node, vcpus=3)
+    assert cpus & set(range(1, 7))
+    assert "VM 200" in why
