@@ -48,7 +48,7 @@ def status(claims: Sequence[Claim], knobs: Mapping[int, Sequence[str]]) -> list[
         lines += _knobs(knobs.get(claim.vmid, ()))
     others = knobs.keys() - {claim.vmid for claim in claims}
     for owner in sorted(others):
-        lines.append("This node" if owner == NODE else f"VM {owner}, which has no place of ours")
+        lines.append("This node" if owner == NODE else f"VM {owner}, which is not placed")
         lines += _knobs(knobs[owner])
     return lines or ["No VM has a place, and no knob is turned."]
 
