@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pxsched.guest import container
+from pxsched.guest import container, process
 from pxsched.guest.process import Process
 from pxsched.host import cgroup, cputime
 from pxsched.ledger import file as ledgers
@@ -142,6 +142,23 @@ def test_a_hook_believes_the_timer_and_looks_itself_at_who_came_since(live, star
         ("container 101", {0}, None),
     ]
     assert seen.busy == {0: 0.5}
+
+
+@two_cpus
+def test_a_hook_lists_no_threads_and_of_those_the_timer_saw_it_reads_the_pid_file_only(
+    live, start, monkeypatch
+):
+    start(200, "1")
+    Observer(live).look(Ledger(), [nodes.sight(live, 200)])
+    monkeypatch.setattr(process, "Threads", lambda *_: pytest.fail("threads are listed"))
+    asked = []
+    allowed = process.allowed
+    monkeypatch.setattr(process, "allowed", lambda root, tid: asked.append(tid) or allowed(root, tid))
+    assert [one.name for one in others.known(live, set()).others] == ["VM 200"]
+    assert asked == []
+    late = start(201, "0")
+    assert [one.name for one in others.known(live, set()).others] == ["VM 200", "VM 201"]
+    assert asked == [late.pid]
 
 
 @two_cpus
