@@ -5,10 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.models.cpu import Guest, Host, machine
+from pxsched.balance import cpu, samples
 from pxsched.balance.background import Known, unexplained
 from pxsched.balance.homes import Machine
 from pxsched.balance.sharing import Claim, cpus_of, mask_of, shares
 from pxsched.host.topology import CpuKind
+from pxsched.settings.policy import NodeSettings
 from pxsched.value import replace
 
 
@@ -117,3 +119,21 @@ def test_a_crowd_on_the_fast_cpus_spreads_within_one_kind_each():
     homes = [host.guests[vm.vmid].home for vm in vms]
     assert all(max(home) < 4 or min(home) >= 4 for home in homes)
     assert sorted(map(min, homes)) == [0, 0, 4, 4]
+
+
+def test_somebody_who_may_run_everywhere_is_driven_into_the_pool_by_a_dedicated_vm():
+    def vm(vmid, cpus, run, wait=0.0, **more):
+        demand = run + wait
+        use = samples.Use(vmid, 1, 2.0, (), samples.Rate(run, wait, demand))
+        return cpu.Vm(vmid, (frozenset(cpus),), use, **more)
+
+    dedicated = vm(200, {0, 1}, 2.0)
+    everywhere = vm(900, range(4), 1.0, 0.5)
+    shared = vm(100, {2, 3}, 1.0, 0.5, movable=True)
+    outcome = cpu.rebalance(
+        [dedicated, everywhere, shared], machine(), frozenset({2, 3}), cpu.State(), NodeSettings(), 10.0
+    )
+    # Four CPUs for a demand of five: nobody of the two in the pool is due all that it wants.
+    assert outcome.standings[100].due < 1.5
+    alone = cpu.rebalance([shared], machine(), frozenset({2, 3}), cpu.State(), NodeSettings(), 10.0)
+    assert alone.standings[100].due == 1.5
