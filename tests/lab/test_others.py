@@ -48,10 +48,10 @@ def effective(node: Node, group: str) -> frozenset[int]:
 def container(node: Node) -> Iterator[int]:
     """A container that computes all the time: its process id."""
     node.shell(
-        "echo +cpuset +cpu > /sys/fs/cgroup/cgroup.subtree_control;"
+        "echo +cpuset > /sys/fs/cgroup/cgroup.subtree_control;"
         f" mkdir -p {GROUP} && echo +cpuset +cpu > {GROUP}/cgroup.subtree_control && mkdir -p {CONTAINER}"
     ).check()
-    script = f"echo $$ > {CONTAINER}/cgroup.procs; while :; do :; done"
+    script = f"echo 0 > {CONTAINER}/cgroup.procs; while :; do :; done"  # 0: the writer itself
     node.run("systemd-run", "--unit=container-101", "--collect", "sh", "-c", script).check()
     pid = int(node.run("systemctl", "show", "-P", "MainPID", "container-101").check().out)
     poll(lambda: node.read(f"{CONTAINER}/cgroup.procs") == str(pid), "the container runs", deadline_s=30)
@@ -59,6 +59,7 @@ def container(node: Node) -> Iterator[int]:
     node.run("kill", "-9", str(pid))
     poll(lambda: not node.read(f"{CONTAINER}/cgroup.procs"), "the container has ended", deadline_s=30)
     node.run("rmdir", CONTAINER, GROUP)
+    node.shell("echo -cpuset > /sys/fs/cgroup/cgroup.subtree_control")
 
 
 def test_nobody_else_may_run_on_dedicated_cpus_after_one_pass(
