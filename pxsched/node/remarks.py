@@ -34,7 +34,7 @@ def of_vm(node: Node, sighting: Sighting, claim: Claim | None, fence: Fence | No
         *of_file(node.root, sighting),
         *of_devices(node.root, machine, node.name),
         *([sighting.surplus] if sighting.surplus else []),
-        *of_fence(fence, node.topology),
+        *([] if _named(fence, claim) else of_fence(fence, node.topology)),
     ]
     if claim is not None:
         placement, policy = claim.placement, claim.policy
@@ -50,6 +50,11 @@ def of_file(root: Root, sighting: Sighting) -> Iterator[str]:
     text = root.read(path) if path else None
     for warning in config.parse(text or "", name=f"{sighting.vmid}.conf").warnings:
         yield f"Proxmox drops a line: {warning}"
+
+
+def _named(fence: Fence | None, claim: Claim | None) -> bool:
+    """Whether the placement's reasons speak of the fence already."""
+    return fence is not None and claim is not None and any(fence.name in line for line in claim.placement.why)
 
 
 def of_fence(fence: Fence | None, topology: Topology) -> Iterator[str]:
