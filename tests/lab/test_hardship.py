@@ -3,6 +3,8 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from lab.node import Node
 from lab.product import HOOK, Product
 
@@ -27,10 +29,11 @@ def test_eight_dedicated_vms_started_at_once_never_share_a_cpu(node: Node, produ
     assert len(placed) >= 7, "15 CPUs hold seven such VMs beside housekeeping"
 
 
-ROUNDS = int(os.environ.get("PXSCHED_LAB_ROUNDS", "1"))
-"""More take long on an emulated machine; tests/storm does twenty, with real hooks and stand-ins for QEMU."""
+ROUNDS = int(os.environ.get("PXSCHED_LAB_ROUNDS", "0"))
+"""These take long on an emulated machine; tests/storm does twenty with real hooks and stand-ins for QEMU."""
 
 
+@pytest.mark.skipif(not ROUNDS, reason="takes long: PXSCHED_LAB_ROUNDS=20 runs so many rounds")
 def test_sixteen_starts_at_once_with_passes_and_kills_share_no_cpu(node: Node, product: Product) -> None:
     product.configure('[defaults]\nclass = "dedicated"\n[node]\nhousekeeping = "0"\n')
     vmids = range(100, 116)

@@ -300,3 +300,9 @@ def test_rubbish_never_raises(effort, tmp_path_factory, one, other, upper):
     read = etc.load()
     read.policy(100, ["pxsched-a", "pxsched-"])
     assert all(isinstance(warning, str) for warning in read.warnings)
+
+
+def test_the_old_names_governor_counts_only_where_the_defaults_name_none():
+    for own, want in (("", "performance"), ("powersave", "powersave")):
+        loaded = Settings(defaults=Policy(governor=own), governor_busy="performance")
+        assert loaded.policy(100).governor == want
