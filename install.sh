@@ -7,25 +7,29 @@ cd "$here"
 usage() {
     cat <<'TEXT'
 usage: ./install.sh [--dry-run] [--prefix DIR] [--storage NAME]    install on this Proxmox VE 8 or 9 node
-       ./install.sh --uninstall [--dry-run] [--prefix DIR]         undo everything
+       ./install.sh --uninstall [--dry-run] [--remove-stub]        undo everything
        ./install.sh --demo                                         try it here, without Proxmox
 
   --dry-run       show each step, do none
-  --prefix DIR    where the program goes (default: /opt/pxsched)
+  --prefix DIR    where the program goes (default: /opt/pxsched): a new or empty directory
   --storage NAME  storage whose snippets get the hookscript (default: local)
+  --remove-stub   leave no hookscript that only lets VMs start: Proxmox does not start a VM whose hookscript is
+                  missing, and snapshots and backups may name it
   --demo          three QEMU guests for two minutes in a stand-in node; leaves nothing running
 
 Nothing is installed into the system's Python. An interrupted run is finished by the next one, which is also
-how to upgrade; files in /etc that you changed are kept.
+how to upgrade; files in /etc that you changed are kept. What was installed is listed in
+/var/lib/pxsched/manifest.json; only what is listed there, and was not changed, is ever removed.
 TEXT
 }
 
-action=install dry_run='' prefix=/opt/pxsched storage=''
+action=install dry_run='' prefix='' storage='' remove_stub=''
 while [ $# -gt 0 ]; do
     case $1 in
         --demo) action=demo ;;
         --uninstall) action=uninstall ;;
         --dry-run) dry_run=--dry-run ;;
+        --remove-stub) remove_stub=--remove-stub ;;
         --prefix) prefix=${2:?--prefix needs a directory}; shift ;;
         --prefix=*) prefix=${1#*=} ;;
         --storage) storage=${2:?--storage needs a name}; shift ;;
@@ -36,21 +40,21 @@ while [ $# -gt 0 ]; do
     shift
 done
 case $prefix in
-    / | /usr | /usr/local | /etc | /var | /opt | /home | /root) bad_prefix=1 ;;
     *[!A-Za-z0-9/._-]* | */../* | */..) bad_prefix=1 ;;
-    /*) bad_prefix='' ;;
+    '' | /*) bad_prefix='' ;;
     *) bad_prefix=1 ;;
 esac
 if [ -n "$bad_prefix" ]; then
     echo "install.sh: --prefix $prefix: give an absolute directory of its own, such as /opt/pxsched" >&2
     exit 2
 fi
-prefix=${prefix%/}
 
 PATH=$PATH:/usr/sbin:/sbin
 python=/usr/bin/python3
 log() { printf '%s\n' "$*"; }
 die() { printf 'install.sh: %s\n' "$*" >&2; exit 1; }
+# What concerns the program's own directory: with nothing but Python, from this checkout.
+place() { PYTHONPATH=$here PYTHONDONTWRITEBYTECODE=1 "$python" -m pxsched.setup "$@"; }
 is_root() { [ "$(id -u)" = 0 ]; }
 # Does a step, or only names it.
 step() {
@@ -165,63 +169,35 @@ check_node() {
     [ -z "$missing" ] || problems="$problems
   - Debian packages are missing: apt-get install $missing"
     [ -z "$problems" ] || die "cannot install:$problems"
+    no_package "use apt for it, or apt-get remove pxsched first"
+}
+
+no_package() {
     # shellcheck disable=SC2016
     if [ "$(dpkg-query -W -f '${db:Status-Status}' pxsched 2>/dev/null)" = installed ]; then
-        die "pxsched is installed as a Debian package here; use apt for it, or apt-get remove pxsched first"
+        die "pxsched is installed as a Debian package here: $1"
     fi
 }
 
-# Debian's Python packages where they serve, else our own copies in the prefix.
+# Debian's Python packages where they serve, else copies of our own in the prefix.
 dependencies() {
     # shellcheck disable=SC2086
     { has_modules "$python" && "$python" -I -c 'import requests' 2>/dev/null; } ||
         step "install Debian packages: $python_packages" apt_install $python_packages ||
         log "Debian's packages cannot be had; going on with private copies"
-    [ -n "$dry_run" ] || has_modules "$python" || has_modules "$prefix/bin/python" || private_copies "$prefix"
-}
-
-# The program: a virtual environment without pip that sees Debian's packages. It is put together under another
-# name and renamed, so that the hook never finds half of it.
-program() {
-    version=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
-    site=$prefix/lib/$version/site-packages
-    [ -x "$prefix/bin/python" ] && [ -d "$site" ] ||
-        "$python" -m venv --without-pip --system-site-packages "$prefix"
-    rm -rf "$site/.pxsched-new" "$site/.pxsched-old"
-    mkdir -p "$site/.pxsched-new" "$prefix/share/pxsched"
-    cp -R pxsched/. "$site/.pxsched-new"
-    find "$site/.pxsched-new" -name __pycache__ -prune -exec rm -rf {} +
-    "$python" -m compileall -q "$site/.pxsched-new" -s "$site/.pxsched-new" -p "$site/pxsched"
-    [ ! -d "$site/pxsched" ] || mv "$site/pxsched" "$site/.pxsched-old"
-    mv "$site/.pxsched-new" "$site/pxsched"
-    rm -rf "$site/.pxsched-old" "$prefix/share/pxsched/hooks"
-    cp -R hooks "$prefix/share/pxsched/hooks"
-    cat >"$prefix/bin/pxsched.new" <<TEXT
-#!$prefix/bin/python -I
-from pxsched.cli import entry
-
-entry()
-TEXT
-    chmod 755 "$prefix/bin/pxsched.new"
-    mv "$prefix/bin/pxsched.new" "$prefix/bin/pxsched"
-    chmod -R go-w "$prefix"
-}
-
-link_command() {
-    link=/usr/local/bin/pxsched
-    if [ -e "$link" ] && [ ! -L "$link" ]; then
-        log "$link is not ours and stays; the command is $prefix/bin/pxsched"
-    else
-        ln -sfn "$prefix/bin/pxsched" "$link"
-    fi
+    if [ -n "$dry_run" ] || has_modules "$python" || has_modules "$prefix/bin/python"; then return 0; fi
+    require_packages /usr/share/python-wheels:python3-venv
+    private=--private
 }
 
 install_node() {
     check_node
     check_python
+    : "${prefix:=$(place installed 2>/dev/null || true)}" "${prefix:=/opt/pxsched}" "${private:=}"
+    place check --prefix "$prefix"
     dependencies
-    step "put the program into $prefix" program
-    step "link /usr/local/bin/pxsched to it" link_command
+    # shellcheck disable=SC2086
+    step "put the program into $prefix, linked from /usr/local/bin/pxsched" place put --prefix "$prefix" $private
     if [ -n "$dry_run" ]; then
         PYTHONPATH=$here "$python" -m pxsched node install --dry-run ${storage:+--storage "$storage"}
         return
@@ -230,25 +206,23 @@ install_node() {
     log "installed. Next: pxsched doctor; pxsched enable VMID"
 }
 
-remove_program() {
-    rm -rf "$prefix"
-    [ "$(readlink /usr/local/bin/pxsched 2>/dev/null)" != "$prefix/bin/pxsched" ] || rm -f /usr/local/bin/pxsched
-}
-
 uninstall_node() {
     is_root || die "root is needed: sudo ./install.sh --uninstall"
-    if [ -x "$prefix/bin/pxsched" ]; then
+    no_package "apt-get remove pxsched"
+    installed=$(place installed ${prefix:+--prefix "$prefix"})
+    if [ -n "$installed" ] && "$installed/bin/pxsched" node uninstall --help >/dev/null 2>&1; then
         # shellcheck disable=SC2086
-        "$prefix/bin/pxsched" node uninstall $dry_run || failed=1
+        "$installed/bin/pxsched" node uninstall $dry_run $remove_stub || failed=1
     elif has_modules "$python"; then
-        # An installation or uninstallation that was cut short: the checkout finishes it.
+        # It was cut short, left a stub, or is of a Python that is gone: the checkout goes on.
         # shellcheck disable=SC2086
-        PYTHONPATH=$here "$python" -m pxsched node uninstall $dry_run || failed=1
-    else
-        log "nothing is installed in $prefix"
+        PYTHONPATH=$here "$python" -m pxsched node uninstall $dry_run $remove_stub || failed=1
+    elif [ -z "$installed" ]; then
+        log "nothing is installed"
     fi
-    [ -z "${failed:-}" ] || die "not everything could be put back; the program stays, so that it can be tried again"
-    step "remove $prefix" remove_program
+    [ -z "${failed:-}" ] || die "not everything could be done; the program stays, so that it can be tried again"
+    # shellcheck disable=SC2086
+    place remove ${prefix:+--prefix "$prefix"} $dry_run
 }
 
 case $action in

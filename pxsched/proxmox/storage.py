@@ -54,6 +54,23 @@ def check_mounted(root: Root, storage: str) -> None:
         raise UserError(f"storage {storage} is not mounted on {point}", hint="mount it first")
 
 
+def snippets_directories(root: Root) -> dict[str, str]:
+    """Those of all storages that can have one, by the storage's name."""
+    found = {}
+    for storage in ("local", *_sections(root.read(STORAGE_FILE) or "")):
+        try:
+            found[storage] = snippets_directory(root, storage)
+        except UserError:
+            continue
+    return found
+
+
+def is_shared(root: Root, storage: str) -> bool:
+    """Whether other nodes see the same files there."""
+    kind, options = _sections(root.read(STORAGE_FILE) or "").get(storage, ("", {}))
+    return kind in _MOUNTED or options.get("shared") == "1"
+
+
 def script_path(root: Root, volume: str) -> str:
     """The path, below the root, of `STORAGE:snippets/NAME`. Raises UserError when it is no such volume."""
     match = _VOLUME.fullmatch(volume)

@@ -1,20 +1,20 @@
 """`pxsched node install | uninstall`: what install.sh and the Debian package's scripts have in common."""
 
 import argparse
-from collections.abc import Iterable
 
 from pxsched.arguments import add
-from pxsched.chain import files as chain
 from pxsched.errors import Exit, UserError
-from pxsched.optin import rules
-from pxsched.optin.apply import apply
-from pxsched.optin.rules import Outcome
+from pxsched.guest.hookscript import SCRIPT_NAME
+from pxsched.optin import naming
 from pxsched.output import complain, say
 from pxsched.proxmox import cluster
+from pxsched.proxmox import storage as storages
 from pxsched.root import Root
-from pxsched.sandbox.stand_in import local_api
-from pxsched.setup import plan
-from pxsched.setup.steps import Step
+from pxsched.setup import manifest as manifests
+from pxsched.setup import plan, removal, stub
+from pxsched.setup.leaving import Leaving, PutBack, Script, about_stub, decide, names
+from pxsched.setup.manifest import Manifest
+from pxsched.setup.steps import Write
 
 EXAMPLES = """\
 pxsched node install --storage local     put the hookscript and the units in place
@@ -37,89 +37,82 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         action.add_argument("--packaged", action="store_true", help="as the Debian package's scripts call it")
         if name == "install":
             action.add_argument("--storage", default="", help="storage whose snippets get the hookscript")
+        else:
+            action.add_argument("--remove-stub", action="store_true", help="leave no stub of the hookscript")
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises UserError."""
     root: Root = args.root
-    material = plan.find_material()
     if args.action == "install":
-        storage = args.storage or root.read(plan.STORAGE_RECORD) or "local"
-        _carry_out(root, plan.install(root, material, storage, packaged=args.packaged), args.dry_run)
+        _install(root, args)
         return Exit.DONE
-    return _uninstall(root, material, args)
+    return _uninstall(root, args)
 
 
-def _carry_out(root: Root, steps: Iterable[Step], dry_run: bool) -> None:
+def _install(root: Root, args: argparse.Namespace) -> None:
+    known = manifests.load(root) or Manifest()
+    storage = args.storage or root.read(plan.STORAGE_RECORD) or "local"
+    steps = list(plan.install(root, plan.find_material(), storage, known, packaged=args.packaged))
     for step in steps:
+        # Listed before it is written; a file of the admin's that is kept is not ours to list.
+        ours = isinstance(step, Write) and (step.needed(root) or root.read_bytes(step.path) == step.data)
+        if isinstance(step, Write) and ours and not args.dry_run:
+            made = manifests.missing_directories(root, step.path) if step.path.startswith("etc/") else []
+            known = known.with_directories(made).with_file(step.path, manifests.mark_of(step.data))
+            manifests.save(root, known)
         if step.needed(root):
-            say(f"{'would ' if dry_run else ''}{step.describe(root)}")
-            if not dry_run:
+            say(f"{'would ' if args.dry_run else ''}{step.describe(root)}")
+            if not args.dry_run:
                 step.execute(root)
 
 
-def _uninstall(root: Root, material: plan.Material, args: argparse.Namespace) -> int:
+def _uninstall(root: Root, args: argparse.Namespace) -> int:
     """Timer, VMs, knobs, files, in this order: nothing turns a knob again after it was put back."""
-    if not args.packaged:
-        _carry_out(root, plan.stop(material), args.dry_run)
-    holders = _opt_out(root, args.dry_run)
-    failures = _restore(root, args.dry_run)
-    steps = plan.uninstall(root, material, keep_stub=bool(holders), packaged=args.packaged)
-    _carry_out(root, steps, args.dry_run)
-    say(*_left(root, holders))
-    for line in failures:
-        complain(f"not put back: {line}")
-    return Exit.REFUSED if failures else Exit.DONE
+    named = naming.survey(root)
+    known = _listed(root, packaged=args.packaged)
+    if known is None:
+        say("pxsched is not installed on this node")
+        return Exit.DONE
+    leaving = decide(
+        root, plan.find_material(), known, named, packaged=args.packaged, remove_stub=args.remove_stub
+    )
+    node = cluster.node_name(root) if named.vms else ""
+    done = _carry_out(root, leaving, args.dry_run)
+    if done and not args.dry_run:
+        removal.forget(root, known, lambda path: not known.is_program(path))
+        named = naming.survey(root)
+    holders = names(named, besides=node if args.dry_run else "")
+    say(*leaving.lines, *about_stub(leaving.steps, named, holders))
+    return Exit.DONE if done else Exit.REFUSED
 
 
-def _opt_out(root: Root, dry_run: bool) -> list[str]:
-    """Takes the hookscript off this node's VMs; returns those of the cluster that still have it."""
-    try:
-        node = cluster.node_name(root)
-    except UserError:
-        return []  # no Proxmox here (any more)
-    holders = []
-    for guest in cluster.guests(root):
-        step = rules.disable(guest, chain.find(root, guest.vmid, guest.options))
-        if step.outcome is not Outcome.CHANGE:
-            continue
-        if guest.node != node:
-            holders.append(f"VM {guest.vmid} on {guest.node}")
-            continue
-        say(f"{'would take' if dry_run else 'take'} the hookscript off VM {guest.vmid}")
-        if dry_run:
-            continue
+def _carry_out(root: Root, leaving: Leaving, dry_run: bool) -> bool:
+    """Whether all is done that must be."""
+    fine = True
+    for step in leaving.steps:
+        say(f"{'would ' if dry_run else ''}{step.describe(root)}")
         try:
-            apply(step, local_api(root), root)
+            if not dry_run:
+                step.execute(root)
         except UserError as error:
-            complain(f"VM {guest.vmid}: {error}")
-            holders.append(f"VM {guest.vmid}")
-    return holders
+            complain(str(error))
+            if step.must:
+                return False
+            fine = fine and not isinstance(step, Script | PutBack)
+    return fine
 
 
-def _restore(root: Root, dry_run: bool) -> tuple[str, ...]:
-    from pxsched.node import settle
-
-    if dry_run:
-        say("would put back every value that pxsched has changed")
-        return ()
-    report = settle.restore_all(root)
-    say(f"put back {len(report.restored)} values")
-    return tuple(report.failed)
-
-
-def _left(root: Root, holders: list[str]) -> list[str]:
-    lines = [f"left: /{path} (yours)" for path in plan.leftovers(root)]
-    if holders:
-        some = ", ".join(holders[:8]) + (" and more" if len(holders) > 8 else "")
-        lines.append(f"left: a hookscript that does nothing, as it is still named by {some}")
-    try:
-        guests = cluster.guests(root, cluster.node_name(root))
-    except UserError:
-        return lines
-    lines += [
-        f"left: VM {guest.vmid} ({guest.name}), Karpenter's description of this node"
-        for guest in guests
-        if guest.describes_capacity
-    ]
-    return lines
+def _listed(root: Root, *, packaged: bool) -> Manifest | None:
+    """The list of what was installed; an empty one where only a stub is left, None where nothing is."""
+    known = manifests.load(root)
+    if known is not None:
+        return known
+    paths = (f"{directory}/{SCRIPT_NAME}" for directory in storages.snippets_directories(root).values())
+    scripts = [path for path in dict.fromkeys(paths) if plan.is_script(root, path, Manifest())]
+    if all(stub.is_stub(root.read_bytes(path)) for path in scripts):
+        return Manifest() if scripts else None
+    raise UserError(
+        f"/{scripts[0]} is of a version that kept no list of what it installed",
+        hint="`pxsched node install --packaged` makes one" if packaged else "install this version over it",
+    )

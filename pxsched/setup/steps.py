@@ -16,6 +16,10 @@ SYSTEMCTL_PATIENCE_S = 180.0
 
 
 class Step(Protocol):
+    @property
+    def must(self) -> bool:
+        """Whether the run ends when this step cannot be done."""
+
     def needed(self, root: Root) -> bool: ...
 
     def describe(self, root: Root) -> str:
@@ -32,6 +36,7 @@ class Write(Value):
     data: bytes
     mode: int = 0o644
     keep: bool = False
+    must: bool = True
 
     def needed(self, root: Root) -> bool:
         if self.keep and root.exists(self.path):
@@ -62,15 +67,13 @@ def _mode(path: str) -> int:
 
 
 class Remove(Value):
-    """A file or link of ours. only: removed only while its content is this, since admins' changes stay."""
+    """A file or link of ours: what bears its mark when the plan is made."""
 
     path: str
-    only: bytes | None = None
+    must: bool = True
 
     def needed(self, root: Root) -> bool:
-        if not os.path.lexists(root.path(self.path)):
-            return False
-        return self.only is None or root.read_bytes(self.path) == self.only
+        return os.path.lexists(root.path(self.path))
 
     def describe(self, root: Root) -> str:
         return f"remove /{self.path}"
@@ -84,16 +87,33 @@ class Remove(Value):
             raise UserError(f"/{self.path} cannot be removed: {error.strerror}") from error
 
 
-class RemoveTree(Value):
-    """A directory that is all ours. empty: only when nothing is left in it."""
+class RemoveDirectory(Value):
+    """A directory that we made and that nothing is left in."""
 
     path: str
-    empty: bool = False
+    must: bool = True
 
     def needed(self, root: Root) -> bool:
-        if not os.path.isdir(root.path(self.path)):
-            return False
-        return not self.empty or not root.list(self.path)
+        return os.path.isdir(root.path(self.path))
+
+    def describe(self, root: Root) -> str:
+        return f"remove /{self.path}/"
+
+    def execute(self, root: Root) -> None:
+        try:
+            os.rmdir(root.path(self.path))
+        except OSError:
+            return  # somebody has just put something there
+
+
+class RemoveState(Value):
+    """What passes keep in /run: nobody else's, and gone with the next boot anyway. Looking at it makes it."""
+
+    path: str
+    must: bool = True
+
+    def needed(self, root: Root) -> bool:
+        return not os.path.islink(root.path(self.path))
 
     def describe(self, root: Root) -> str:
         return f"remove /{self.path}/"
@@ -101,14 +121,14 @@ class RemoveTree(Value):
     def execute(self, root: Root) -> None:
         try:
             shutil.rmtree(root.path(self.path))
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise UserError(f"/{self.path} cannot be removed: {error.strerror}") from error
 
 
 class Systemctl(Value):
-    """One call of systemctl. must: whether its failure ends the run. offline: also useful in a root that was
-    not booted, as `enable` is.
-    """
+    """One call of systemctl. offline: also useful in a root that was not booted, as `enable` is."""
 
     words: tuple[str, ...]
     must: bool = True
@@ -127,5 +147,5 @@ class Systemctl(Value):
             done = child.run(["systemctl", "--quiet", *self.words], patience_s=SYSTEMCTL_PATIENCE_S)
         except (OSError, child.Late) as error:
             raise UserError(f"systemctl {' '.join(self.words)}: {error}") from error
-        if done.returncode and self.must:
+        if done.returncode:
             raise UserError(f"systemctl {' '.join(self.words)}: {' '.join(done.stderr.split())[:300]}")

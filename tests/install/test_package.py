@@ -83,12 +83,26 @@ def test_installing_it_again_keeps_the_admins_files(installed):
     assert settings.read_text() == "[node]\nmoves = 1\n"
 
 
-def test_removing_it_takes_the_hookscript_off_and_away(installed):
-    installed.vm(100)
+def test_removing_it_takes_the_hookscript_off_and_leaves_a_stub_for_snapshots_and_backups(installed):
+    installed.vm(100, "[before]\n" + OURS)
     installed.run("pxsched", "enable", "100")
+    said = installed.run("dpkg", "-r", "pxsched").stdout
+    text = installed.path("etc/pve/nodes/pve1/qemu-server/100.conf").read_text()
+    assert "hookscript" not in text.partition("[before]")[0]
+    assert installed.run(f"/{HOOK}", "100", "pre-start").stdout == ""
+    assert "brings it back to 1: VM 100 before" in said
+
+
+def test_it_is_not_removed_while_nobody_knows_who_names_the_hookscript(installed):
+    installed.vm(100, OURS)
+    installed.path("etc/pve/nodes").rename(installed.path("tmp/nodes"))
+    done = installed.run("dpkg", "-r", "pxsched", check=False)
+    assert done.returncode != 0
+    assert "pve-cluster" in done.stdout
+    assert "pxsched.hook" in installed.path(HOOK).read_text()
+    installed.path("tmp/nodes").rename(installed.path("etc/pve/nodes"))
+    assert installed.run("pxsched", "list").returncode == 0
     installed.run("dpkg", "-r", "pxsched")
-    assert "hookscript" not in installed.path("etc/pve/nodes/pve1/qemu-server/100.conf").read_text()
-    assert not installed.path(HOOK).exists()
 
 
 def test_removing_it_leaves_a_stub_where_a_vm_cannot_be_changed(installed):
@@ -103,7 +117,9 @@ def test_purging_it_leaves_no_file(machine, package):
     shutil.copy(package, machine.path("tmp/package.deb"))
     machine.run("dpkg", "-i", "/tmp/package.deb")
     machine.run("dpkg", "-P", "pxsched")
-    assert machine.files() == before
+    after = machine.files()
+    assert after.pop(HOOK)
+    assert after == before
 
 
 def test_install_sh_does_not_install_beside_the_package(installed):

@@ -240,11 +240,27 @@ def test_two_nodes_that_enable_one_vm_at_once_keep_its_script(node, pxsched, mon
         def call(self, method, path, params=None):
             from pxsched.proxmox.api import ApiError
 
-            config.write_text(f"cores: 2\n{OURS}{marks(1)}")  # the other node was faster
+            # The other node was faster, and has our script on another storage.
+            config.write_text(f"cores: 2\nhookscript: nas:snippets/pxsched\n{marks(1)}")
             raise ApiError("detected modified configuration")
 
     monkeypatch.setattr("pxsched.sandbox.stand_in.local_api", lambda root: Api())
-    pxsched(node.root, "enable", "100", "--chain")
+    assert pxsched(node.root, "enable", "100", "--chain")[0] == 1
+    assert files.read(node.root, 100).hookscript == MINE
+
+
+def test_what_another_nodes_failed_attempt_took_away_is_written_again(node, pxsched, monkeypatch):
+    node.snippet("mine.sh")
+    node.snippet("pxsched")
+    config = node.vm(100, f"hookscript: {MINE}\n{marks(1)}")
+
+    class Api:
+        def call(self, method, path, params=None):
+            files.drop(node.root, 100)
+            config.write_text(f"cores: 2\n{OURS}{marks(1)}")
+
+    monkeypatch.setattr("pxsched.sandbox.stand_in.local_api", lambda root: Api())
+    assert pxsched(node.root, "enable", "100", "--chain")[0] == 0
     assert files.read(node.root, 100).hookscript == MINE
 
 

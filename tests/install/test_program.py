@@ -1,0 +1,209 @@
+"""The program in a directory of its own: put there, upgraded beside an admin's files, taken away."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pxsched.root import Root
+from pxsched.setup import __main__ as place
+from pxsched.setup import manifest as manifests
+from pxsched.setup import program
+
+from .test_removal import killed_at
+
+PREFIX = "opt/pxsched"
+
+pytestmark = pytest.mark.skipif(not os.path.exists(program.PYTHON), reason=f"there is no {program.PYTHON}")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A root with the program in it, to be copied."""
+    base = tmp_path_factory.mktemp("installed") / "root"
+    base.mkdir()
+    assert place.main(["--root", str(base), "put", "--prefix", f"/{PREFIX}"]) == 0
+    return base
+
+
+@pytest.fixture
+def root(installed, tmp_path):
+    """A copy of it, as the link's target and pyc files are the same everywhere."""
+    shutil.copytree(installed, tmp_path / "root", symlinks=True)
+    return Root(str(tmp_path / "root"))
+
+
+def tell(root, *words):
+    return place.main(["--root", root.base, *words])
+
+
+def everything(root):
+    return sorted(manifests.scan(root, "."))
+
+
+def package(root):
+    [found] = Path(root.base, PREFIX).glob("lib/python3*/site-packages/pxsched")
+    return found
+
+
+def test_every_file_is_listed_and_the_program_works(root):
+    known = manifests.load(root)
+    assert known.foreign is None
+    listed = {path for path in known.files if known.is_ours(root, path)}
+    there = {path for path in everything(root) if not path.endswith(".pyc")}
+    assert there - listed == {manifests.MANIFEST}
+    done = subprocess.run(
+        [sys.executable, "-c", "import pxsched.cli, sys; sys.exit(pxsched.cli.main(['--version']))"],
+        env={"PYTHONPATH": str(package(root).parent)}, capture_output=True, cwd="/",
+    )  # fmt: skip
+    assert b"Traceback" not in done.stderr
+
+
+def test_taken_away_it_leaves_nothing(root):
+    assert tell(root, "remove") == 0
+    assert everything(root) == []
+    assert not os.path.exists(root.path("opt"))
+    assert tell(root, "remove") == 0
+
+
+def test_taking_it_away_needs_nothing_but_python_itself(root):
+    """Half removed, it cannot run any more, and Debian may lack what it needed."""
+    command = [sys.executable, "-S", "-m", "pxsched.setup", "--root", root.base, "remove"]
+    done = subprocess.run(command, env={"PYTHONPATH": str(program.CHECKOUT)}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert everything(root) == []
+
+
+def test_a_second_run_changes_nothing(root):
+    def marks():
+        return {path: manifests.mark(root, path) for path in everything(root) if not path.endswith(".pyc")}
+
+    before = marks()
+    assert tell(root, "put", "--prefix", f"/{PREFIX}//") == 0
+    assert marks() == before
+
+
+def test_an_upgrade_drops_our_old_files_and_keeps_an_admins(root):
+    known = manifests.load(root)
+    old = os.path.relpath(package(root) / "of_the_last_version.py", root.base)
+    Path(root.path(old)).write_text("")
+    hook = f"{PREFIX}/share/pxsched/hooks/pxsched-old.timer"
+    Path(root.path(hook)).write_text("")
+    known = known.with_file(old, manifests.mark(root, old)).with_file(hook, manifests.mark(root, hook))
+    manifests.save(root, known)
+    mine = [package(root) / "mine.py", package(root) / "notes/mine", Path(root.path(f"{PREFIX}/notes"))]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    patched = package(root) / "errors.py"
+    patched.write_text("broken = ")
+    assert tell(root, "put") == 0
+    assert not os.path.exists(root.path(old))
+    assert not os.path.exists(root.path(hook))
+    assert [path.read_text() for path in mine] == ["mine"] * 3
+    assert "UserError" in patched.read_text()
+    assert tell(root, "remove") == 0
+    assert {os.path.relpath(path, root.base) for path in mine} == set(everything(root))
+
+
+def test_a_file_of_an_admin_that_we_ship_now_is_kept_beside_ours(root):
+    path = package(root) / "errors.py"
+    relative = os.path.relpath(path, root.base)
+    manifests.save(root, manifests.load(root).without([relative]))  # an earlier version had none
+    path.write_text("mine")
+    assert tell(root, "put") == 0
+    assert "UserError" in path.read_text()
+    assert path.with_name("errors.py.yours").read_text() == "mine"
+
+
+def test_an_earlier_versions_installation_is_taken_over(root):
+    os.unlink(root.path(manifests.MANIFEST))
+    Path(root.path(f"{PREFIX}/notes")).write_text("mine")
+    before = everything(root)
+    for words in (["remove"], ["remove", "--dry-run"], ["installed"]):
+        assert tell(root, *words) == 1
+    assert everything(root) == before
+    assert tell(root, "put") == 0
+    assert tell(root, "remove") == 0
+    assert everything(root) == [f"{PREFIX}/notes"]
+
+
+def test_a_directory_with_other_things_in_it_is_not_used(root, capsys):
+    Path(root.path("srv/data")).mkdir(parents=True)
+    Path(root.path("srv/data/a")).write_text("precious")
+    os.unlink(root.path(manifests.MANIFEST))
+    shutil.rmtree(root.path(PREFIX))
+    before = everything(root)
+    for words in (["check"], ["put"], ["remove"], ["installed"]):
+        for spelled in ("/srv/data", "//srv/data/", "/srv/../srv/data/.", "/srv", "/"):
+            assert tell(root, *words, "--prefix", spelled) == 2, (words, spelled)
+    assert everything(root) == before
+    assert "srv" in capsys.readouterr().err
+
+
+def test_after_an_admins_files_were_left_it_can_be_put_there_again(root):
+    for name in ("notes", "mine/a"):
+        path = Path(root.path(f"{PREFIX}/{name}"))
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    for _ in range(2):
+        assert tell(root, "remove") == 0
+        assert everything(root) == [f"{PREFIX}/mine/a", f"{PREFIX}/notes"]
+        assert tell(root, "put") == 0
+
+
+def test_directories_that_were_there_before_stay_though_they_are_empty(root):
+    assert tell(root, "remove") == 0
+    for name in ("srv", "opt/pxsched/empty"):
+        Path(root.path(name)).mkdir(parents=True)
+    for prefix in ("/srv", "/opt/pxsched"):
+        assert tell(root, "put", "--prefix", prefix) == 0
+        assert tell(root, "remove") == 0
+    assert os.path.isdir(root.path("srv"))
+    assert os.listdir(root.path(PREFIX)) == ["empty"]
+    Path(root.path("srv/bin")).mkdir()
+    assert tell(root, "put", "--prefix", "/srv") == 2
+
+
+def test_two_places_at_once_are_refused(root, capsys):
+    assert tell(root, "put", "--prefix", "/srv/pxsched") == 1
+    assert "is installed in /opt/pxsched" in capsys.readouterr().err
+    assert tell(root, "remove", "--prefix", "/srv/pxsched") == 0
+    assert os.path.exists(root.path(f"{PREFIX}/bin/pxsched"))
+
+
+def test_a_command_of_that_name_that_is_not_ours_stays(root):
+    link = Path(root.path(manifests.COMMAND))
+    link.unlink()
+    link.write_text("#!/bin/sh\n")
+    assert tell(root, "put") == 0
+    assert tell(root, "remove") == 0
+    assert link.read_text() == "#!/bin/sh\n"
+
+
+MOMENTS = [("rename", 0), ("rename", 1), ("rename", 2), ("replace", 99)]
+
+
+@pytest.mark.parametrize(("change", "number"), MOMENTS)
+def test_killed_while_it_is_put_there_the_next_run_finishes(root, change, number):
+    """At some changes of the file system; the renames are those that exchange the packages."""
+    mine = package(root) / "mine.txt"
+    mine.write_text("mine")
+    assert killed_at(number, lambda: tell(root, "put"), (change,))
+    assert tell(root, "put") == 0
+    assert mine.read_text() == "mine"
+    assert not [path for path in everything(root) if "/.pxsched-" in path]
+    known = manifests.load(root)
+    assert known.foreign is None
+    assert tell(root, "remove") == 0
+    assert everything(root) == [os.path.relpath(mine, root.base)]
+
+
+def test_killed_while_it_is_taken_away_the_next_run_finishes(root):
+    for number in (0, 1, 2, 50, 150, 300, 380, 420):
+        killed_at(number, lambda: tell(root, "remove"))
+    assert tell(root, "remove") == 0
+    assert everything(root) == []
