@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Four rules over the same guests, loads and host: pxsched, Proxmox's, the pairwise one, and none.
+"""Five rules over the same guests, loads and host: pxsched's, Proxmox's, pairwise, kvmScheduling's, none.
 
-    python3 bench/memory.py TRACES [--part tuning] [--least] [--hours 24] [--guests 30] [--seed 1]
+    python3 bench/memory.py TRACES [--kinds] [--part tuning] [--least] [--hours 24] [--guests 30] [--seed 1]
 
-TRACES: the directory with bitbrains-rnd/ and google-cpu-mem/. Writes a table to the standard output.
+TRACES: the directory with bitbrains-rnd/ and google-cpu-mem/. Writes a table to the standard output. Without
+--kinds all guests are Linux; with it, nearly half are of other kinds. They begin with a fixed part of the
+host; Proxmox's, and with --kinds pxsched's, at their minimum, as Proxmox starts them.
 
 The traces are divided so that no number reported comes from what a constant was chosen with: VMs of even
 number on days 2 and 5 are for tuning (--part tuning), those of odd number on days 3 and 6 for reporting.
@@ -19,19 +21,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.models.memory import (
-    KERNEL_PART,
-    Coordinator,
-    Guest,
-    Host,
-    Pairwise,
-    Proxmox,
-    copies,
-    nothing,
-)
+from bench.models.memory import Coordinator, Host
+from bench.models.memory_guests import KERNEL_PART, Guest, Kind, copies
+from bench.models.memory_rules import KvmScheduling, Pairwise, Proxmox, nothing
 from pxsched.settings.policy import NodeSettings
 
-RULES = ("pxsched", "Proxmox", "pairwise", "none")
+RULES = ("pxsched", "Proxmox", "pairwise", "kvmScheduling", "none")
+# Of each thirty guests, with --kinds; the others are Linux.
+MIX = {Kind.WINDOWS: 6, Kind.ZRAM: 3, Kind.FREEBSD: 2, Kind.SILENT: 2, Kind.LYING: 1}
 # The remainder of a VM's number by 2, and the days, counted from 1.
 PARTS = {"tuning": (0, (2, 5)), "reporting": (1, (3, 6))}
 
@@ -141,17 +138,26 @@ def least_traffic_gib(loads, guests, capacity_mib, hours):
     return solver.Objective().Value() / 1024 if solver.Solve() == solver.OPTIMAL else None
 
 
-def run(name, guests, total_mib, reserve_mib, hours):
+def mix(guests, rng):
+    """Other kinds among them, whoever it is."""
+    kinds = [kind for kind, count in MIX.items() for _ in range(count * len(guests) // 30)]
+    for guest, kind in zip(rng.sample(guests, len(kinds)), kinds, strict=True):
+        guest.kind = kind
+
+
+def run(name, guests, total_mib, reserve_mib, hours, *, started):
+    """started: guests begin at their minimum."""
     settings = NodeSettings(reserved_mib=int(reserve_mib))
     rule = {
         "pxsched": Coordinator(settings),
         # Its goal is a part of the host's memory: the same reserve for everyone.
         "Proxmox": Proxmox(goal=1 - reserve_mib / total_mib),
         "pairwise": Pairwise(),
+        "kvmScheduling": KvmScheduling(),
         "none": nothing,
     }[name]
     guests = copies(guests)
-    if name == "Proxmox":
+    if name == "Proxmox" or (started and name == "pxsched"):
         for guest in guests:
             guest.actual_mib = guest.minimum_mib  # as it starts them
     host = Host(guests, total_mib, rule)
@@ -169,6 +175,8 @@ def main():
     parser.add_argument("--guests", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--part", choices=PARTS, default="reporting")
+    parser.add_argument("--kinds", action="store_true", help="guests of several kinds")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES)
     parser.add_argument("--least", action="store_true", help="only the least traffic there can be (OR-Tools)")
     options = parser.parse_args()
     rng = random.Random(options.seed)
@@ -181,10 +189,10 @@ def main():
     }
     sets["Google"] = google(options.traces, options.guests, options.hours, rng, parity)
     print(
-        "| loads | host | rule | starved, min | wasted, GiB | fairness of slack | traffic, GiB | "
-        "below need | swapped, GiB |"
+        "| loads | host | rule | starved, min | worst guest, min | wasted, GiB | fairness of slack | "
+        "traffic, GiB | below need | guests pressed | guests stuck | swapped, GiB |"
     )
-    print("|---|---|---|---:|---:|---:|---:|---:|---:|")
+    print("|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name, loads in sets.items():
         sizes = sum(size for size, _ in loads)
         peak = max(needed(loads, 300.0 * step) for step in range(int(options.hours * 12)))
@@ -196,14 +204,17 @@ def main():
             if options.least:
                 least = least_traffic_gib(loads, guests, capacity - reserve, options.hours)
                 told = "none" if least is None else f"{least:.0f}"
-                print(f"| {name} | {machine} | with foresight | 0 | | | {told} | 0 | 0 |", flush=True)
+                print(f"| {name} | {machine} | with foresight | 0 | 0 | | | {told} | 0 | 0 | 0 | 0 |")
                 continue
-            for rule in RULES:
-                tally = run(rule, guests, capacity, reserve, options.hours)
+            if options.kinds:
+                mix(guests, rng)
+            for rule in options.rules:
+                tally = run(rule, guests, capacity, reserve, options.hours, started=options.kinds)
                 print(
                     f"| {name} | {machine} | {rule} | {tally.starved_minutes:.0f} | "
-                    f"{tally.wasted_gib:.2f} | {tally.mean_fairness:.3f} | {tally.traffic_gib:.0f} | "
-                    f"{tally.below_need} | {tally.swapped_gib:.1f} |",
+                    f"{tally.worst_minutes:.0f} | {tally.wasted_gib:.2f} | {tally.mean_fairness:.3f} | "
+                    f"{tally.traffic_gib:.0f} | {tally.below_need} | {len(tally.pressed)} | "
+                    f"{tally.stuck_guests} | {tally.swapped_gib:.1f} |",
                     flush=True,
                 )
 

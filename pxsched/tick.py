@@ -6,8 +6,9 @@ Passes never overlap: the second one leaves at once, as the first is doing its w
 import gc
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from pxsched import lock
 from pxsched.errors import UserError
@@ -51,7 +52,7 @@ class Session:
     def __init__(self, root: Root, environ: Mapping[str, str] = os.environ, *, keep: bool = False) -> None:
         self._root = root
         self._environ = environ
-        self._balancer = Balancer(root, keep=keep)
+        self._balancer = Balancer(root, keep=keep, shares=partial(_shares, root))
         self._observer = Observer(root)
         self._node: Node | None = None
         self._seen = Sightings(root)
@@ -111,6 +112,13 @@ def _keep_shapes(node: Node) -> None:
 
     for line in keep.tick(node, ledgers.peek(node.root)):
         say(line)
+
+
+def _shares(root: Root, vmids: Iterable[int]) -> dict[int, str]:
+    """What these VMs' `shares` were before they became ours."""
+    from pxsched.chain import files
+
+    return files.shares(root, vmids)
 
 
 def _keep_house(node: Node) -> None:

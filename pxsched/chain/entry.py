@@ -1,4 +1,5 @@
-"""What is remembered of a VM that was opted in: its own hookscript and its `shares`, until they are put back.
+"""What is remembered of a VM that was opted in: its own hookscript, `shares` and balloon minimum, until they
+are put back.
 
 An entry belongs to one VM, not to its number: see `guest/identity.py`.
 """
@@ -19,6 +20,7 @@ _MOST_TEXT = 4096
 
 class Entry(Value):
     """One VM's. hookscript, shares: what it had, empty for unset; None: that is not ours to put back.
+    minimum: the `balloon` that we set and the one it had, see `optin/balloons.py`.
 
     owner: None where an earlier version did not write it down; the entry is then of whoever has our
     hookscript.
@@ -28,6 +30,7 @@ class Entry(Value):
     owner: Identity | None
     hookscript: str | None = None
     shares: str | None = None
+    minimum: str | None = None
 
     def of(self, options: Mapping[str, str]) -> bool:
         """Whether it is this VM's, of which it is known that the number is right."""
@@ -47,6 +50,7 @@ def dump(entry: Entry) -> bytes:
         "ctime": owner.ctime_s,
         "hookscript": entry.hookscript,
         "shares": entry.shares,
+        "minimum": entry.minimum,
     }
     return (json.dumps(document, indent=1) + "\n").encode()
 
@@ -57,8 +61,8 @@ def load(data: bytes, vmid: int) -> Entry:
     if stored.integer(document.get("vmid")) != vmid:
         raise Damaged("it is of another VMID")
     owner = Identity(*(_text(document.get(name, "")) for name in ("uuid", "vmgenid", "ctime")))
-    hookscript, shares = (stored.maybe(_text, document.get(name)) for name in ("hookscript", "shares"))
-    return Entry(vmid, owner, hookscript, shares)
+    own = (stored.maybe(_text, document.get(name)) for name in ("hookscript", "shares", "minimum"))
+    return Entry(vmid, owner, *own)
 
 
 def load_old(data: bytes) -> dict[int, Entry]:

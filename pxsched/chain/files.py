@@ -79,6 +79,19 @@ def find_all(root: Root, vms: Iterable[tuple[int, Mapping[str, str]]]) -> dict[i
     return {vmid: entry for vmid, entry in found.items() if entry is not None}
 
 
+def shares(root: Root, vmids: Iterable[int]) -> dict[int, str]:
+    """The `shares` that are remembered under these numbers, empty for unset."""
+    found = {}
+    for vmid in vmids:
+        try:
+            entry = read(root, vmid)
+        except Damaged:
+            continue  # said by whoever needs it
+        if entry is not None and entry.shares is not None:
+            found[vmid] = entry.shares
+    return found
+
+
 def write(root: Root, entry: Entry) -> None:
     """Remembers, in the place of what was remembered under that number. Raises UserError."""
     from pxsched.host import mounts  # the hook only reads

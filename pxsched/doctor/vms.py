@@ -130,20 +130,6 @@ def settings(subject: Subject) -> Iterator[Finding]:
         yield Finding(Level.OK, "settings", "all keys and values are understood")
 
 
-def balloons(subject: Subject) -> Iterator[Finding]:
-    """Proxmox's own controller moves balloons that have a minimum and shares; two would fight."""
-    contested = [
-        guest
-        for guest in subject.enabled
-        if subject.machines[guest.vmid].balloon_mib
-        and subject.machines[guest.vmid].shares
-        and subject.settings.policy(guest.vmid, guest.tags).balloon
-    ]
-    if contested:
-        text = f"Proxmox moves the balloons of VMs {vms(contested)}; we leave them alone"
-        yield Finding(Level.NOTE, "balloons", text, "qm set VMID --shares 0 gives them to us")
-
-
 def huge_pages(subject: Subject) -> Iterator[Finding]:
     """Room for the huge pages that stopped VMs will ask for."""
     for size_mib in (2, 1024):
@@ -221,5 +207,5 @@ def karpenter(subject: Subject) -> Iterator[Finding]:
 
 
 CHECKS = (
-    hookscript, other_nodes, chained, timer, settings, balloons, huge_pages, overcommit, held, karpenter,
+    hookscript, other_nodes, chained, timer, settings, huge_pages, overcommit, held, karpenter,
 )  # fmt: skip

@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 
 from pxsched.guest.qmp import Json, Qmp, QmpError, QmpProtocol, QmpRefused
 from pxsched.root import Root
@@ -15,24 +16,48 @@ from pxsched.value import Value
 
 DEVICE = "/machine/peripheral/balloon0"
 MIB = 1 << 20
-# Proxmox sets it at each start; a guest started without it is asked to.
-POLLING_S = 2
+# Proxmox sets it at each start; where statistics do not come, or no longer, it is set again: other tools
+# switch them off.
+POLLING_S, LATE_S = 2, 6.0
+# How old statistics may be.
+BELIEVED_S = 15.0
 # So many guests are asked at the same time; each conversation is a few milliseconds of waiting.
 _AT_ONCE = 32
+
+
+class Silence(StrEnum):
+    """In which way a guest does not say what it has."""
+
+    NO_DRIVER = "no balloon driver"
+    NO_STATISTICS = "a balloon driver without statistics"
+    STALE = "its statistics are stale"
 
 
 class Reading(Value):
     """actual_mib: what the balloon leaves the guest. The rest is None or 0 where it has said nothing yet.
 
-    age_s: how old the statistics are; None without any.
+    swapped_in_mib, swapped_out_mib, major_faults: since it booted. age_s: how old the statistics are; None
+    without any. answered: whether a driver ever answered, be it with every value unset.
     """
 
     actual_mib: float
     total_mib: float = 0.0
     available_mib: float = 0.0
-    swapped_mib: float = 0.0
+    swapped_in_mib: float = 0.0
+    swapped_out_mib: float = 0.0
     major_faults: int = 0
     age_s: float | None = None
+    answered: bool = False
+
+    def silence(self, maximum_mib: float, *, moved: bool = False) -> Silence | None:
+        """None for a guest that speaks. maximum_mib: its memory; moved: whether its balloon has followed us.
+
+        A balloon that leaves a guest less than all its memory has a driver: QEMU begins with all of it.
+        """
+        if self.age_s is not None:
+            return Silence.STALE if self.age_s > BELIEVED_S else None
+        driver = self.answered or moved or self.actual_mib < maximum_mib - 1
+        return Silence.NO_STATISTICS if driver else Silence.NO_DRIVER
 
 
 def read_all(root: Root, vmids: Iterable[int], *, patience_s: float) -> dict[int, Reading | str]:
@@ -70,7 +95,7 @@ def read(root: Root, vmid: int, *, patience_s: float) -> Reading | str:
             actual = _actual_bytes(qmp.execute("query-balloon"))
             stats = qmp.execute("qom-get", {"path": DEVICE, "property": "guest-stats"})
             reading = _reading(actual, stats, time.time())
-            if reading.age_s is None:
+            if reading.age_s is None or reading.age_s > LATE_S:
                 polling: dict[str, Json] = {"property": "guest-stats-polling-interval", "value": POLLING_S}
                 qmp.execute("qom-set", {"path": DEVICE, **polling})
             return reading
@@ -142,17 +167,18 @@ def _reading(actual_bytes: int, answer: Json, now_s: float) -> Reading:
     if not isinstance(stats, dict) or type(updated) is not int or not 0 < updated < 1 << 60:
         return Reading(actual)
     total, available = _bytes(stats, "stat-total-memory"), _bytes(stats, "stat-available-memory")
-    if total is None or available is None:
-        return Reading(actual)
-    swapped = sum(_bytes(stats, name) or 0 for name in ("stat-swap-in", "stat-swap-out"))
+    if not total or available is None:
+        return Reading(actual, answered=True)
     return Reading(
         actual,
         total / MIB,
         min(total, available) / MIB,
-        swapped / MIB,
+        (_bytes(stats, "stat-swap-in") or 0) / MIB,
+        (_bytes(stats, "stat-swap-out") or 0) / MIB,
         _bytes(stats, "stat-major-faults") or 0,
         # A clock that was set back makes them as old as they were made young.
         abs(now_s - updated),
+        answered=True,
     )
 
 

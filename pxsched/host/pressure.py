@@ -1,8 +1,10 @@
 """How short the host is of memory, and whose tasks wait for what.
 
-Rules: Documentation/accounting/psi.rst, proc(5) meminfo, OpenZFS arcstats.
+Rules: Documentation/accounting/psi.rst, Documentation/admin-guide/mm/ksm.rst, proc(5) meminfo, OpenZFS
+arcstats.
 """
 
+import os
 import re
 
 from pxsched.root import Root
@@ -10,13 +12,16 @@ from pxsched.value import Value
 
 
 class HostMemory(Value):
-    """available_mib: what the host could give without swapping. stalled: per cent of the last ten seconds in
-    which all tasks waited for memory.
+    """available_mib: what the host could give at once without swapping. stalled: per cent of the last ten
+    seconds in which all tasks waited for memory. arc_mib: what ZFS would give back besides, in its own time.
+    merged_mib: what KSM saves, until somebody writes to it.
     """
 
     total_mib: float
     available_mib: float
     stalled: float = 0.0
+    arc_mib: float = 0.0
+    merged_mib: float = 0.0
 
 
 def average(text: str | None, line: str) -> float | None:
@@ -31,8 +36,8 @@ def host_memory(root: Root) -> HostMemory | None:
     if "MemTotal" not in fields or "MemAvailable" not in fields:
         return None
     stalled = average(root.read("proc/pressure/memory"), "full") or 0.0
-    available = int(fields["MemAvailable"]) / 1024 + _arc_shrinkable_mib(root)
-    return HostMemory(int(fields["MemTotal"]) / 1024, available, stalled)
+    total, available = (int(fields[name]) / 1024 for name in ("MemTotal", "MemAvailable"))
+    return HostMemory(total, available, stalled, _arc_shrinkable_mib(root), _merged_mib(root))
 
 
 def _arc_shrinkable_mib(root: Root) -> float:
@@ -42,3 +47,10 @@ def _arc_shrinkable_mib(root: Root) -> float:
     if "size" not in fields or "c_min" not in fields:
         return 0.0
     return max(0, int(fields["size"]) - int(fields["c_min"])) / (1 << 20)
+
+
+def _merged_mib(root: Root) -> float:
+    """`pages_sharing`: how many more places use KSM's pages than there are pages: what is saved."""
+    text = root.read("sys/kernel/mm/ksm/pages_sharing") or ""
+    pages = int(text) if re.fullmatch(r"\d{1,15}", text, re.ASCII) else 0
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)

@@ -5,7 +5,7 @@ does the rest. What is remembered between passes lies in /run/pxsched/balance.js
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.file import Ledger
 from pxsched.node import claims as claiming
-from pxsched.node import measuring, settle, turning
+from pxsched.node import guests, measuring, settle, turning
 from pxsched.node.others import Seen
 from pxsched.node.reconcile import Report, reconcile
 from pxsched.node.sighting import Node, Sighting
@@ -33,6 +33,9 @@ BALLOONS = "run/pxsched/balloons.json"  # the balloon knob's own memory
 MEMORY_PERIOD_S = 5.0
 # A fast `watch` writes its state down so often, and whenever something was done.
 SAVE_PERIOD_S = 10.0
+
+
+Shares = Callable[[Iterable[int]], Mapping[int, str]]
 
 
 class Result(Value):
@@ -53,10 +56,14 @@ class Result(Value):
 
 
 class Balancer:
-    """What a process needs to balance pass after pass; a timer's process makes only one."""
+    """What a process needs to balance pass after pass; a timer's process makes only one.
 
-    def __init__(self, root: Root, *, keep: bool = False) -> None:
+    shares: gives what is remembered of VMs' `shares` from before they became ours; asked only when needed.
+    """
+
+    def __init__(self, root: Root, *, keep: bool = False, shares: Shares | None = None) -> None:
         self._root = root
+        self._shares = shares
         self._reader = schedstat.Reader(root, keep=keep)
         self._saved_s = -SAVE_PERIOD_S if not keep else time.monotonic()
         self._memory_s = -MEMORY_PERIOD_S
@@ -137,19 +144,21 @@ class Balancer:
         if not managed or not self._root.live:
             return None
         self._memory_s = now_s
-        excluded = measuring.excluded(ledger, managed)
+        excluded = guests.excluded(ledger, managed)
         told = any(claim.balloon_mib is not None for claim in ledger.claims.values())
-        if len(excluded) == len(managed) and not told:
+        if len(excluded) == len(managed) and not told and not guests.stranded(ledger, managed):
             self._memory = None
             self._last["skipped"] = {str(vmid): reason for vmid, reason in excluded.items()}
             return None
         from pxsched.balance import balloon, memory
 
-        guests = measuring.guests(self._root, ledger, managed, excluded)
-        host = measuring.host_memory(self._root, node, guests)
+        ours = managed.keys() - excluded.keys()
+        shares = self._shares(ours) if self._shares else {}
+        found = guests.look(self._root, ledger, managed, excluded, shares)
+        host = guests.host_memory(self._root, node, found)
         if host is None:
             return None
-        outcome = memory.targets(guests, host, self._memory or balloon.State(), node.settings.node, now_s)
+        outcome = memory.targets(found, host, self._memory or balloon.State(), node.settings.node, now_s)
         self._memory = outcome.state
         self._last["skipped"] = {str(vmid): reason for vmid, reason in outcome.skipped.items()}
         return outcome

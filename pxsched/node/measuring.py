@@ -1,13 +1,9 @@
-"""What a pass measures: the VMs' threads and their scopes, guests' balloons, the host's memory; as the values
-that `balance` works on.
-"""
+"""What a pass measures of CPUs: the VMs' threads and their scopes, as the values that `balance` works on."""
 
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
-from typing import TYPE_CHECKING
 
 from pxsched.balance import cpu, samples
-from pxsched.guest.config import Machine
 from pxsched.guest.process import Role
 from pxsched.guest.schedstat import Counters, Wanted
 from pxsched.host import cpulist
@@ -19,15 +15,7 @@ from pxsched.node.sighting import Node, Sighting
 from pxsched.placement.kinds import variants
 from pxsched.placement.machine import machine_of, mask_of, set_of
 from pxsched.placement.request import Placement, VmClass
-from pxsched.root import Root
-from pxsched.settings.policy import Fair, MemoryMode, Prefer, Smt
-
-if TYPE_CHECKING:  # most nodes have no guest whose balloon is ours
-    from pxsched.balance import balloon
-    from pxsched.guest.balloon import Reading
-
-# All guests are asked for their statistics at once, and together get this long.
-PATIENCE_S = 1.0
+from pxsched.settings.policy import Fair, Prefer, Smt
 
 
 def wanted(sightings: Iterable[Sighting]) -> Iterable[Wanted]:
@@ -177,104 +165,3 @@ def _no_worse(claim: Claim, node: Node) -> frozenset[int]:
         if not home & machine.online & ~found:
             break
     return set_of(found)
-
-
-def excluded(ledger: Ledger, managed: Mapping[int, Sighting]) -> dict[int, str]:
-    """Those of these VMs whose balloons are not ours to move, and why."""
-    reasons = {
-        vmid: _excluded(sighting.machine, ledger.claims[vmid])
-        for vmid, sighting in managed.items()
-        if sighting.machine is not None
-    }
-    return {vmid: reason for vmid, reason in reasons.items() if reason}
-
-
-def guests(
-    root: Root, ledger: Ledger, managed: Mapping[int, Sighting], reasons: Mapping[int, str]
-) -> "list[balloon.Guest]":
-    """The guests of these VMs, whose configuration and process are known, and what they say of themselves.
-
-    reasons: what `excluded` gives for them.
-    """
-    busy = {
-        vmid: f"it is locked: {sighting.machine.lock}"
-        for vmid, sighting in managed.items()
-        if sighting.machine is not None and sighting.machine.lock
-    }
-    answers = _ask(root, [vmid for vmid in managed if vmid not in reasons and vmid not in busy]) | busy
-    return [
-        _guest(root, sighting, ledger.claims[vmid], reasons.get(vmid, ""), answers.get(vmid, ""))
-        for vmid, sighting in managed.items()
-    ]
-
-
-def _ask(root: Root, vmids: list[int]) -> "dict[int, Reading | str]":
-    if not vmids:
-        return {}
-    from pxsched.guest.balloon import read_all
-
-    return read_all(root, vmids, patience_s=PATIENCE_S)
-
-
-def _guest(
-    root: Root, sighting: Sighting, claim: Claim, excluded: str, answer: "Reading | str"
-) -> "balloon.Guest":
-    from pxsched.balance import balloon
-    from pxsched.guest import schedstat
-
-    machine, process = sighting.machine, sighting.process
-    assert machine is not None and process is not None
-    return balloon.Guest(
-        vmid=sighting.vmid,
-        start=process.start_ticks,
-        actual_mib=machine.memory_mib if isinstance(answer, str) else answer.actual_mib,
-        minimum_mib=machine.balloon_mib or machine.memory_mib,
-        maximum_mib=machine.memory_mib,
-        stats=_stats(answer),
-        policy=claim.policy,
-        shares=machine.shares,
-        nodes=claim.placement.nodes if claim.policy.memory is MemoryMode.STRICT else frozenset(),
-        resident_mib=schedstat.resident_mib(root, process.pid),
-        excluded=excluded,
-        unheard=answer if isinstance(answer, str) else "",
-    )
-
-
-def _stats(answer: "Reading | str") -> "balloon.Stats | None":
-    if isinstance(answer, str) or answer.age_s is None:
-        return None
-    from pxsched.balance import balloon
-
-    return balloon.Stats(
-        answer.total_mib, answer.available_mib, answer.swapped_mib, answer.major_faults, answer.age_s
-    )
-
-
-def _excluded(machine: Machine, claim: Claim) -> str:
-    """Why a guest's balloon is not ours to move; empty when it is."""
-    if not claim.policy.balloon:
-        return "its policy says so"
-    if machine.balloon_mib == 0:
-        return "it has no balloon"
-    if machine.balloon_mib is None or machine.balloon_mib >= machine.memory_mib:
-        return "its `balloon` minimum is all its memory"
-    if machine.shares > 0:
-        return "Proxmox balances it itself; with `shares: 0` it would be ours"
-    if machine.hostpci:
-        return "its memory is pinned by passed-through devices"
-    if machine.hugepage_mib is not None:
-        return "it has huge pages"
-    return ""
-
-
-def host_memory(root: Root, node: Node, guests: "Iterable[balloon.Guest]") -> "balloon.Host | None":
-    from pxsched.balance import balloon
-    from pxsched.host import pressure
-
-    found = pressure.host_memory(root)
-    if found is None:
-        return None
-    nodes: dict[int, float] = {}
-    if any(guest.nodes for guest in guests):
-        nodes = {one.id: float(one.free_mib) for one in node.memory}
-    return balloon.Host(found.total_mib, found.available_mib, found.stalled, nodes)

@@ -9,7 +9,7 @@ from pxsched.arguments import print_json
 from pxsched.chain import files as chain
 from pxsched.chain.entry import Entry
 from pxsched.errors import Exit, UserError
-from pxsched.optin import inventory, rules
+from pxsched.optin import asking, inventory, rules
 from pxsched.optin.apply import apply
 from pxsched.optin.rules import Outcome, Selection, Step
 from pxsched.output import complain, say, say_json
@@ -140,9 +140,18 @@ def _steps(session: Session, guests: list[Guest], args: argparse.Namespace, root
     volume = f"{args.storage or installed_storage(root)}:snippets/{rules.SCRIPT_NAME}"
     if session.files is not None and any(guest.node == session.node for guest in guests):
         _require_script(session.files, volume)
-    by_number = bool(args.vmids)
+    silent = asking.silent(session.files, session.node, guests) if args.balloon else {}
+    percents = asking.minimum_percents(session.files, guests) if args.balloon else {}
     return [
-        rules.enable(guest, volume, chain=args.chain, by_number=by_number, balloon=args.balloon)
+        rules.enable(
+            guest,
+            volume,
+            chain=args.chain,
+            by_number=bool(args.vmids),
+            balloon=args.balloon,
+            silence=silent.get(guest.vmid, ""),
+            minimum_percent=percents.get(guest.vmid, 0.0),
+        )
         for guest in guests
     ]
 
@@ -178,7 +187,10 @@ def _carry_out(session: Session, steps: list[Step], missing: list[int], args: ar
         _print(steps, failures, args)
     for vmid, reason in failures.items():
         complain(f"VM {vmid}: {reason}")
-    return bool(failures)
+    refused = {step.guest.vmid: step.refused for step in steps if step.refused}
+    for vmid, reason in refused.items():
+        complain(f"VM {vmid}: {reason}")
+    return bool(failures or refused)
 
 
 def _report(steps: list[Step], failures: dict[int, str], args: argparse.Namespace) -> dict[str, object]:
@@ -191,6 +203,8 @@ def _report(steps: list[Step], failures: dict[int, str], args: argparse.Namespac
             "want": step.want or None,
             "chained": step.chain or None,
             "shares": step.shares,
+            "balloon": step.balloon,
+            "refused": step.refused or None,
             "notes": list(step.notes),
         }
         for step in steps
@@ -215,6 +229,8 @@ def _print(steps: list[Step], failures: dict[int, str], args: argparse.Namespace
             what = f"{done}: hookscript {step.guest.hookscript or 'none'} -> {step.want or 'none'}"
             if step.shares is not None:
                 what += f", shares {step.guest.options.get('shares', 'unset')} -> {step.shares or 'unset'}"
+            if step.balloon is not None:
+                what += f", balloon {step.guest.options.get('balloon', 'unset')} -> {step.balloon or 'unset'}"
         say(f"VM {_label(step.guest)}: {what}{''.join(f' ({note})' for note in step.notes)}")
 
 

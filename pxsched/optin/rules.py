@@ -11,6 +11,7 @@ from pxsched.chain.entry import Entry
 from pxsched.errors import UserError
 from pxsched.guest.hookscript import SCRIPT_NAME as SCRIPT_NAME
 from pxsched.guest.hookscript import is_ours as is_ours
+from pxsched.optin import balloons
 from pxsched.proxmox.cluster import Guest
 from pxsched.value import Value
 
@@ -33,8 +34,8 @@ class Selection(Value):
 
 class Step(Value):
     """What happens to one VM. want: its hookscript afterwards, empty for none. chain: the script that ours
-    will run from now on. shares: its `shares` afterwards, empty for unset, None where they stay. notes: what
-    the admin should know.
+    will run from now on. shares, balloon: these options afterwards, empty for unset, None where they stay.
+    notes: what the admin should know. refused: what of the wish is not done, and why.
     """
 
     guest: Guest
@@ -43,6 +44,8 @@ class Step(Value):
     chain: str = ""
     shares: str | None = None
     notes: tuple[str, ...] = ()
+    balloon: str | None = None
+    refused: str = ""
 
 
 def select(guests: Iterable[Guest], selection: Selection) -> tuple[list[Guest], list[int]]:
@@ -60,41 +63,47 @@ def select(guests: Iterable[Guest], selection: Selection) -> tuple[list[Guest], 
     raise UserError("no VM is named", hint="give VMIDs, --tag TAG or --all")
 
 
-def enable(guest: Guest, volume: str, *, chain: bool, by_number: bool, balloon: bool = False) -> Step:
+def enable(
+    guest: Guest,
+    volume: str,
+    *,
+    chain: bool,
+    by_number: bool,
+    balloon: bool = False,
+    silence: str = "",
+    minimum_percent: float = 0.0,
+) -> Step:
     """What opting in means for one VM. by_number: the admin named this very VM. balloon: take its balloon
-    over from Proxmox, whose controller keeps away from VMs without shares.
+    over from Proxmox, whose controller keeps away from VMs without shares. silence, minimum_percent: see
+    `balloons.takeover`.
     """
     if guest.describes_capacity:
         return Step(guest, Outcome.SKIP, notes=("describes the node's capacity and never runs",))
-    shares = "0" if balloon and _balloon_is_proxmoxs(guest) else None
+    took = balloons.takeover(guest, asked=balloon, silence=silence, minimum_percent=minimum_percent)
+    said = (took.refused,) if took.refused and not by_number else ()
+    refused = took.refused if by_number else ""
     if is_ours(guest.hookscript):
-        outcome = Outcome.ALREADY if shares is None else Outcome.CHANGE
-        return Step(guest, outcome, guest.hookscript, shares=shares)
+        outcome = Outcome.ALREADY if took.shares is None else Outcome.CHANGE
+        return Step(guest, outcome, guest.hookscript, "", took.shares, said, took.balloon, refused)
     if guest.template and not by_number:
         return Step(guest, Outcome.SKIP, notes=("a template; name it by number to opt in its clones",))
     if guest.hookscript and not chain:
         note = f"has the hookscript {guest.hookscript[:80]}; --chain keeps it running beside ours"
         return Step(guest, Outcome.REFUSE, guest.hookscript, notes=(note,))
-    notes = _notes(guest)
-    if shares is None and _balloon_is_proxmoxs(guest):
-        notes += ("Proxmox moves its balloon; --balloon gives it to pxsched",)
-    return Step(guest, Outcome.CHANGE, volume, guest.hookscript, shares, notes)
+    notes = (*_notes(guest), *said, *([took.note] if took.note else []))
+    return Step(guest, Outcome.CHANGE, volume, guest.hookscript, took.shares, notes, took.balloon, refused)
 
 
 def disable(guest: Guest, before: Entry | None) -> Step:
-    """What opting out means: the VM's own script and shares come back, as remembered, or none."""
+    """What opting out means: the VM's own script, shares and balloon minimum come back, as remembered."""
     if not is_ours(guest.hookscript):
         return Step(guest, Outcome.ALREADY, guest.hookscript)
     own = (before.hookscript if before else None) or ""
     notes = (f"its own {own[:80]} is back",) if own else ()
     # An admin who set shares meanwhile has decided.
     shares = before.shares if before and guest.options.get("shares") == "0" else None
-    return Step(guest, Outcome.CHANGE, own, shares=shares, notes=notes)
-
-
-def _balloon_is_proxmoxs(guest: Guest) -> bool:
-    """Whether pvestatd moves the VM's balloon: a minimum and shares (PVE::AutoBalloon)."""
-    return guest.options.get("balloon", "0") != "0" and guest.options.get("shares", "1000") != "0"
+    minimum = balloons.restored(before.minimum if before else None, guest.options.get("balloon"))
+    return Step(guest, Outcome.CHANGE, own, shares=shares, notes=notes, balloon=minimum)
 
 
 def _notes(guest: Guest) -> tuple[str, ...]:

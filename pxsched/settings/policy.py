@@ -224,6 +224,11 @@ class Policy(Settings):
         "say which guests are not told the cores and caches they have; or tell them",
     )
     balloon: bool = _setting(True, _bool, "let the memory coordinator manage this guest where it may")
+    balloon_minimum_percent: float = _setting(
+        0.0,
+        _number(0, 99),
+        "`enable --balloon` gives VMs whose `balloon` is all their memory this minimum (per cent); 0: none",
+    )
     starved_mib: int = _setting(150, _integer(0, 1 << 20), "a guest with less unused memory starves (MiB)")
     starved_percent: float = _setting(
         5.0, _number(0, 100), "the same in per cent of its memory; the larger counts"

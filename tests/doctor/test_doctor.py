@@ -9,6 +9,7 @@ import pytest
 
 from pxsched.doctor import commands
 from pxsched.doctor.finding import Level
+from pxsched.guest.balloon import Silence
 from pxsched.guest.process import Process
 from pxsched.ledger import file as ledger
 from pxsched.ledger.claim import Claim, State
@@ -155,7 +156,40 @@ def test_balloons_that_proxmox_moves_are_told(node):
     node.vm(101, OURS + "balloon: 512\nshares: 0\n")
     finding = only(node.found("balloons"))
     assert "VMs 100;" in finding.text
-    assert "--shares 0" in finding.remedy
+    assert "enable VMID --balloon" in finding.remedy
+
+
+def test_vms_whose_memory_is_pinned_are_not_advised_to_give_us_their_balloons(node):
+    node.vm(105, OURS + "balloon: 512\nhostpci0: 0000:01:00.0\n")
+    node.vm(106, OURS + "balloon: 512\nhugepages: 2\nnuma: 1\n")
+    assert node.found("balloons") == []
+
+
+def test_vms_that_got_a_device_after_their_balloon_became_ours_are_told(node):
+    node.vm(105, OURS + "balloon: 512\nshares: 0\nhostpci0: 0000:01:00.0\n")
+    finding = only(node.found("balloons"))
+    assert finding.level is Level.WARN
+    assert "pinned by passed-through devices" in finding.text
+    assert "qm set 105 --delete shares" in finding.remedy
+
+
+@pytest.mark.parametrize("silence", Silence)
+def test_guests_that_say_nothing_of_their_memory_are_told_with_the_word_for_it(node, silence):
+    node.vm(100, OURS + "balloon: 512\nshares: 0\n")
+    node.write("proc/sys/kernel/random/boot_id", "b\n")
+    last = {"at": 1.0, "skipped": {"100": f"{silence.value}: it has all its memory"}}
+    node.write("run/pxsched/balance.json", json.dumps({"schema": 1, "boot_id": "b", "last": last}))
+    finding = only(node.found("balloons"))
+    assert finding.text == f"VMs 100 give no statistics: {silence.value}"
+    assert finding.remedy
+
+
+def test_a_minimum_that_the_policy_wants_and_the_vm_has_not_is_told(node):
+    node.vm(100, OURS)
+    node.vm(101, OURS + "balloon: 512\nshares: 0\n")
+    assert node.found("balloons") == []
+    node.write("etc/pxsched/pxsched.toml", "[defaults]\nballoon_minimum_percent = 50\n")
+    assert "VMs 100 " in only(node.found("balloons")).text
 
 
 def test_gigantic_pages_that_are_not_there_are_told(node):

@@ -16,7 +16,7 @@ from pxsched.host import pressure
 from pxsched.host.topology import CpuKind
 from pxsched.ledger.claim import Claim, State
 from pxsched.ledger.file import Ledger
-from pxsched.node import measuring
+from pxsched.node import guests, measuring
 from pxsched.node.others import Other, Seen
 from pxsched.node.sighting import Node, Sighting
 from pxsched.placement.request import Placement, VmClass
@@ -101,7 +101,8 @@ def test_the_shrinkable_part_of_the_zfs_cache_counts_as_available(tmp_path):
     write(tmp_path, "proc/spl/kstat/zfs/arcstats", arc)
     write(tmp_path, "proc/pressure/memory", "some avg10=9.00 avg60=0\nfull avg10=7.50 avg60=0.00\n")
     found = pressure.host_memory(Root(str(tmp_path)))
-    assert found.available_mib == 1024 + 2048
+    assert found.available_mib == 1024
+    assert found.arc_mib == 2048
     assert found.stalled == 7.5
 
 
@@ -128,12 +129,12 @@ OURS = Machine(memory_mib=2048, balloon_mib=512, shares=0)
     ],
 )
 def test_whose_balloon_is_not_ours(change, word):
-    assert measuring._excluded(OURS, CLAIM) == ""
-    assert word in measuring._excluded(replace(OURS, **change), CLAIM)
+    assert guests._excluded(OURS, CLAIM) == ""
+    assert word in guests._excluded(replace(OURS, **change), CLAIM)
 
 
 def test_a_policy_may_keep_a_guest_out():
-    assert "policy" in measuring._excluded(OURS, replace(CLAIM, policy=Policy(balloon=False)))
+    assert "policy" in guests._excluded(OURS, replace(CLAIM, policy=Policy(balloon=False)))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_a_guest_cannot_have_more_available_than_it_has():
     stats = {"stat-total-memory": 1 << 30, "stat-available-memory": 1 << 40, "stat-swap-in": 1 << 20}
     reading = balloon._reading(1 << 30, {"last-update": 98, "stats": stats}, 100.0)
     assert reading.available_mib == reading.total_mib == 1024
-    assert reading.swapped_mib == 1
+    assert reading.swapped_in_mib == 1
     assert reading.age_s == 2
 
 

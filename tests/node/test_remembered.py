@@ -57,7 +57,7 @@ def test_what_was_remembered_is_read_back(root):
     [
         b"", b"\0" * 50, "[]", "3", "{}", '{"boot_id": ""}'[:-1], '{"boot_id": 1}', "[" * 100_000,
         '{"boot_id": "", "samples": {"100": []}}', '{"boot_id": "", "cpu": {"100": []}}',
-        '{"boot_id": "", "memory": {"100": [null]}}', '{"boot_id": "", "last": {"at": Infinity}}',
+        '{"boot_id": "", "memory": {"guests": {"100": [null]}}}', '{"boot_id": "", "last": {"at": Infinity}}',
         '{"boot_id": "", "samples": {"100": [1e999, 1, 1, {}]}}', f'{{"boot_id": "", "at": {"9" * 400}}}',
         '{"boot_id": "", "last": {"standings": {"100": ["a", 1, 1, 1]}}}',
         '{"boot_id": "", "samples": {"../../etc": [1, 1, 1, {}]}}',

@@ -104,18 +104,6 @@ def test_naming_no_vm_is_an_error():
         rules.select(GUESTS, Selection())
 
 
-def test_a_balloon_that_proxmox_moves_is_told_and_taken_over_only_when_asked():
-    vm = guest(balloon="512")
-    assert "--balloon" in enable(vm).notes[0]
-    assert enable(vm).shares is None
-    assert rules.enable(vm, OURS, chain=False, by_number=True, balloon=True).shares == "0"
-
-
-@pytest.mark.parametrize("options", [{}, {"balloon": "0"}, {"balloon": "512", "shares": "0"}])
-def test_a_balloon_that_proxmox_does_not_move_needs_no_taking_over(options):
-    assert rules.enable(guest(**options), OURS, chain=False, by_number=True, balloon=True).shares is None
-
-
 def test_disabling_gives_the_balloon_back_unless_somebody_else_decided_meanwhile():
     before = Entry(100, None, shares="2000")
     assert rules.disable(guest(hookscript=OURS, shares="0"), before).shares == "2000"

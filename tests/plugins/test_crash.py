@@ -29,7 +29,7 @@ Kills = Callable[[Callable[[int], bool], Callable[[str], None]], None]
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch) -> None:
     """What takes long on a busy machine is no failure here."""
-    for setting in "host.irqbalance.PATIENCE_S", "knobs.balloon._PATIENCE_S", "node.measuring.PATIENCE_S":
+    for setting in "host.irqbalance.PATIENCE_S", "knobs.balloon._PATIENCE_S", "node.guests.PATIENCE_S":
         monkeypatch.setattr(f"pxsched.{setting}", 10.0)
 
 

@@ -84,7 +84,7 @@ def test_every_setting_of_a_vm_can_be_written(etc):
         'compact = true\nvcpu = false\nemulator = "vm"\nvhost = "off"\n'
         'interrupts = false\ngovernor = "performance"\nenergy = "power"\nnic = false\nisolation = false\n'
         'fifo = 49\nhalt_poll_ns = 0\nresume_latency_us = 0\nfair = "off"\nshape = "off"\nballoon = false\n'
-        "starved_mib = 1\n"
+        "starved_mib = 1\nballoon_minimum_percent = 50\n"
         "starved_percent = 2\nwasteful_mib = 3\nwasteful_percent = 4.5\n"
     )
     read = etc.load()

@@ -1,0 +1,59 @@
+"""Whose balloon pxsched takes over from Proxmox, and what has to be set for it. Pure.
+
+Proxmox starts a VM with a `balloon` minimum at that minimum, and its own controller lets it grow unless its
+`shares` are 0 (PVE::AutoBalloon). So a VM is taken over only when pxsched will really move its balloon.
+"""
+
+from pxsched.guest import config
+from pxsched.node.guests import pinned
+from pxsched.proxmox.cluster import Guest
+from pxsched.value import Value
+
+
+class Takeover(Value):
+    """shares, balloon: what they become, None where they stay. refused: why the balloon stays as it is, empty
+    when it does not. note: what the admin should know besides.
+    """
+
+    shares: str | None = None
+    balloon: str | None = None
+    refused: str = ""
+    note: str = ""
+
+
+def takeover(guest: Guest, *, asked: bool, silence: str = "", minimum_percent: float = 0.0) -> Takeover:
+    """What becomes of a VM's balloon. asked: whether the admin gives balloons to us.
+
+    silence: in which way the running guest gives no statistics. minimum_percent: the policy for VMs whose
+    minimum is all their memory.
+    """
+    machine = config.machine(config.Config(guest.options))
+    whole = machine.balloon_mib is None or machine.balloon_mib >= machine.memory_mib
+    minimum = round(machine.memory_mib * minimum_percent / 100) if whole else 0
+    if machine.balloon_mib == 0 or (whole and not 0 < minimum < machine.memory_mib):
+        return Takeover()  # there is nothing to move, for Proxmox neither
+    if not whole and machine.shares == 0:
+        return Takeover()  # Proxmox leaves it alone already
+    if not asked:
+        return Takeover() if whole or pinned(machine) else Takeover(note=_PROXMOXS)
+    if reason := pinned(machine) or (f"its guest is silent: {silence}" if silence else ""):
+        return Takeover(refused=f"its balloon stays as it is: {reason}")
+    if whole and machine.shares == 0 and guest.running:
+        return Takeover(
+            refused="its balloon stays as it is: a lower minimum would apply at once; stop the VM first"
+        )
+    return Takeover("0", str(minimum) if whole else None)
+
+
+_PROXMOXS = "Proxmox moves its balloon; --balloon gives it to pxsched"
+
+
+def remember(balloon: str, before: str) -> str:
+    """What is kept of a minimum that was changed: ours, and the VM's own (empty: unset)."""
+    return f"{balloon}:{before}"
+
+
+def restored(kept: str | None, now: str | None) -> str | None:
+    """The VM's own minimum, empty for unset; None where an admin has set another one meanwhile."""
+    ours, _, before = (kept or "").partition(":")
+    return before if kept and now == ours else None

@@ -1,0 +1,108 @@
+"""Guests that say nothing of their memory, and guests whose memory the host cannot have back."""
+
+import pytest
+
+from pxsched.balance import balloon, giving
+from pxsched.guest.balloon import Reading, Silence
+from pxsched.value import replace
+
+from .coordinating import decide, seen, told
+
+
+def silent(vmid=100, actual=1024.0, **more):
+    return seen(vmid, actual=actual, low=1024, high=8192, **({"stats": None} | more))
+
+
+def hour(guest, available=40000.0, total=65536.0):
+    """Its size after an hour of passes, what was said at the last, and the pass at which it first grew."""
+    state, actual, grew = balloon.State(), guest.actual_mib, None
+    for step in range(360):
+        now = replace(guest, actual_mib=actual, resident_mib=actual)
+        free = available - (actual - guest.actual_mib)
+        outcome = decide([now], available=free, total=total, state=state, now_s=1000.0 + 10 * step)
+        state = outcome.state
+        if 100 in told(outcome):
+            actual, grew = float(told(outcome)[100]), step if grew is None else grew
+    return actual, outcome.skipped[100], grew
+
+
+@pytest.mark.parametrize("silence", Silence)
+def test_a_silent_guest_grows_from_its_minimum_after_five_minutes_while_the_host_has_room(silence):
+    actual, said, grew = hour(silent(silence=silence.value))
+    assert actual == 8192
+    assert grew == giving.SILENT_S / 10 == 30
+    assert said.startswith(silence.value)
+
+
+def test_until_then_it_is_said_when_it_will():
+    outcome = decide([silent(silence=Silence.NO_STATISTICS.value)])
+    assert told(outcome) == {}
+    assert "in 300 s it gets its part" in outcome.skipped[100]
+
+
+def test_it_gets_no_more_than_its_part_of_a_host_that_others_share():
+    others = [seen(vmid, actual=4096, used=3000, low=1024, high=8192) for vmid in (101, 102, 103)]
+    guests = [silent(), *others]
+    state = decide(guests, available=4000, now_s=1000).state
+    later = decide(guests, available=4000, state=state, now_s=1400)
+    assert told(later)[100] == pytest.approx((1024 + 3 * 4096 + 4000 - 512) / 4, abs=2)
+
+
+def test_whoever_starves_comes_before_it_and_a_host_that_is_short_gives_it_nothing():
+    guests = [silent(), seen(101, actual=2048, used=2040, high=8192)]
+    state = decide(guests, now_s=1000).state
+    assert told(decide(guests, available=512 + 300, state=state, now_s=1400)).keys() == {101}
+    assert told(decide([silent()], available=300, state=state, now_s=1400)) == {}
+    assert told(decide([silent()], available=8000, stalled=5.0, state=state, now_s=1400)) == {}
+
+
+def test_nothing_is_taken_from_a_silent_guest_however_short_the_host_is():
+    state = decide([silent(actual=8192.0)], available=50, now_s=1000).state
+    outcome = decide([silent(actual=8192.0)], available=50, state=state, now_s=2000)
+    assert told(outcome) == {}
+    assert "it has all its memory" in outcome.skipped[100]
+
+
+def test_a_guest_that_speaks_again_is_treated_like_any_other():
+    state = decide([silent()], now_s=1000).state
+    spoke = decide([seen(actual=1024, used=700, low=1024, high=8192)], state=state, now_s=1200).state
+    assert 100 not in told(decide([silent()], state=spoke, now_s=1400))
+
+
+def test_a_guest_that_could_not_be_asked_keeps_what_it_has():
+    state = decide([seen(actual=2048, used=300)], now_s=1000).state
+    for now_s in (1400, 2400):
+        unheard = seen(actual=2048, stats=None, unheard="QEMU does not answer")
+        outcome = decide([unheard], state=state, now_s=now_s)
+        assert told(outcome) == {}
+        assert outcome.skipped[100] == "QEMU does not answer"
+        assert 100 in outcome.state.guests
+
+
+def test_a_guest_with_pinned_memory_gets_all_of_it_however_short_the_host_is():
+    guest = seen(actual=2048, low=2048, high=16384, excluded="it has huge pages", pinned=True, stats=None)
+    outcome = decide([guest], available=10)
+    assert told(outcome) == {100: 16384}
+    whole = seen(actual=16384, low=2048, high=16384, excluded="it has huge pages", pinned=True, stats=None)
+    later = decide([whole], available=10, state=outcome.state)
+    assert told(later) == {}
+    assert 100 in later.state.guests  # so that what it was told stays in force
+
+
+# In which way
+
+
+@pytest.mark.parametrize(
+    ("reading", "moved", "word"),
+    [
+        (Reading(8192.0), False, Silence.NO_DRIVER),
+        (Reading(1024.0), False, Silence.NO_STATISTICS),  # somebody keeps the balloon inflated
+        (Reading(8192.0), True, Silence.NO_STATISTICS),
+        (Reading(8192.0, answered=True), False, Silence.NO_STATISTICS),  # with every value unset
+        (Reading(8192.0, 8000.0, 300.0, age_s=40.0, answered=True), False, Silence.STALE),
+        (Reading(8192.0, 8000.0, 300.0, age_s=3.0, answered=True), False, None),
+    ],
+)
+def test_three_ways_to_be_silent_have_three_words(reading, moved, word):
+    assert reading.silence(8192, moved=moved) is word
+    assert len(set(Silence)) == 3
