@@ -156,17 +156,20 @@ def _load(root: Root, owners: Collection[int] | None, *, set_aside: bool) -> Led
 
 
 def _read(root: Root, file: str) -> bytes | None:
-    """None where there is no file. Raises Damaged where it cannot be read."""
+    """None where there is no file. Raises Damaged where it cannot be read.
+
+    Opened once: whoever saves renames twice, and between these a name is gone for a moment.
+    """
     try:
-        size = os.stat(root.path(file)).st_size
+        with open(root.path(file), "rb", buffering=0) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > stored.MOST_BYTES:
+                raise Damaged(f"{size} bytes are too many")
+            return stream.readall()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise Damaged(f"cannot be read: {error.strerror}") from error
-    data = root.read_bytes(file, at_once=min(size, stored.MOST_BYTES) + 1)
-    if data is None and root.exists(file):
-        raise Damaged("cannot be read")
-    return data
 
 
 def _check(ledger: Ledger, owners: Collection[int] | None) -> None:

@@ -5,6 +5,7 @@ Use is told by the height of a block, never by colour alone; who owns CPUs, by l
 
 from collections.abc import Iterator, Mapping, Sequence
 from string import ascii_lowercase, ascii_uppercase
+from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -136,17 +137,19 @@ def _blocks(cpus: list[int], busy: Mapping[int, float]) -> Text:
 
 # The VMs.
 
+COLUMNS: tuple[tuple[str, Literal["left", "right"]], ...] = (
+    ("", "left"), ("VM", "right"), ("class", "left"), ("CPUs", "left"), ("L3", "right"), ("node", "left"),
+    ("runs", "right"), ("waits", "right"), ("MiB", "right"), ("balloon", "right"),
+)  # fmt: skip
+
 
 def _vms(frame: Frame, width: int, selected: int | None) -> RenderableType:
     if not frame.rows:
         return Text("No VM runs here.")
     named = letters(frame.rows)
     table = Table(box=None, pad_edge=False, padding=(0, 1), expand=False)
-    for title, justify in (
-        ("", "left"), ("VM", "right"), ("class", "left"), ("CPUs", "left"), ("L3", "right"), ("node", "left"),
-        ("runs", "right"), ("waits", "right"), ("MiB", "right"), ("balloon", "right"),
-    ):  # fmt: skip
-        table.add_column(title, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+    for title, justify in COLUMNS:
+        table.add_column(title, justify=justify, no_wrap=True, overflow="ellipsis")
     most = max(12, width - 58)
     for row in frame.rows:
         style = "reverse" if row.vmid == selected else "dim" if not row.vcpus else ""

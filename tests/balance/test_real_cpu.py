@@ -150,7 +150,7 @@ def eventually(condition, *, within_s=30.0):
     return False
 
 
-def test_a_vm_moves_away_from_a_burning_host_task(host):
+def test_a_vm_gets_cpus_beside_a_burning_host_task(host):
     host.settings('[defaults]\ncpus = "0-1"\n')
     crowd(host, 1)
     host.program = WITH_OTHERS
@@ -159,11 +159,11 @@ def test_a_vm_moves_away_from_a_burning_host_task(host):
         said = []
         for _ in range(12):
             said.append(host.tick(1.0))
-            if host.home(100) == COLD:
+            if host.home(100) != HOT:
                 break
         if host.home(100) == HOT and min(busy(host, 0), busy(host, 1)) > 0.3:
             pytest.skip("other work keeps both CPUs busy")
-        assert host.home(100) == COLD, said
+        assert host.home(100) >= COLD, said
         assert "moved VM 100" in said[-1]
     finally:
         burner.kill()

@@ -25,6 +25,8 @@ from pxsched.root import Root
 
 from .conftest import ADMINS, HOSTS, OURS, UNTOUCHED, Irqbalance
 
+pytestmark = pytest.mark.measures
+
 
 def pass_over(
     running: Irqbalance, ours: Collection[int], *, vmid: int = 100, insist: bool = False
@@ -273,7 +275,6 @@ from pxsched.node import turning
 from pxsched.node.reconcile import reconcile
 from pxsched.root import Root
 
-pytestmark = pytest.mark.measures
 
 root, left = Root(sys.argv[2]), int(sys.argv[3])
 ask = irqbalance._ask

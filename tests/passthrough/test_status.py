@@ -37,11 +37,10 @@ def status(pci: PciMachine, capsys: pytest.CaptureFixture[str], *options: str) -
 
 
 def test_before_the_guests_driver_is_up(machine: PciMachine, capsys: pytest.CaptureFixture[str]) -> None:
-    line = status(machine, capsys).splitlines()[-1]
-    assert line == (
+    assert (
         f"VM 100: {VF}; on node 1, far from the VM;"
         " virtual function 11 of enp23s0f0 at 25000 Mbit/s; no interrupts yet"
-    )
+    ) in status(machine, capsys).splitlines()
 
 
 def test_interrupts_are_counted_and_strays_named(
@@ -51,7 +50,7 @@ def test_interrupts_are_counted_and_strays_named(
     for number, effective in ((60, "4"), (61, "9")):
         machine.write(f"proc/irq/{number}/smp_affinity_list", str(number - 56))
         machine.write(f"proc/irq/{number}/effective_affinity_list", effective)
-    assert status(machine, capsys).endswith("2 interrupts on CPU 4,9, 1 not where asked\n")
+    assert "2 interrupts on CPU 4,9, 1 not where asked\n" in status(machine, capsys)
     (vm,) = json.loads(status(machine, capsys, "--json"))["vms"]
     (device,) = vm["devices"]
     assert (device["address"], device["node"], device["far"]) == (VF, 1, True)

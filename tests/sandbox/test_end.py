@@ -14,13 +14,14 @@ from pxsched.sandbox.sandbox import Sandbox, listening
 
 from .conftest import RECORDING_HOOK, Recorder, create, eventually
 
+pytestmark = pytest.mark.measures
+
 PACKAGE = Path(__file__).parents[2]
 
 OWNER = """\
 import sys
 from pxsched.sandbox.sandbox import Sandbox
 
-pytestmark = pytest.mark.measures
 sandbox = Sandbox(*sys.argv[1:])
 sandbox.qm("create", 100, memory=32)
 if sys.argv[1:]:
