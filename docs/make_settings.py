@@ -32,12 +32,12 @@ that profile says `tag = true`; notes are never read. Unknown keys and bad value
 
 Changes count from the next pass of the timer; nothing has to be restarted.
 
-A file that cannot be read is not one that says nothing. While it is no TOML, cannot be opened, or /etc/pve is
-down, what it said last stays in force, for VMs that run and for those that start; the hook, the timer,
-`pxsched status` and `pxsched doctor` say so until it is whole. Only a file that was never read since the node started leaves the
-defaults, and that is said, too. To do away with settings, remove the file; an empty one counts at once if it has a
-comment in it, and else after a minute, as it may be a copy in the middle. A file that is but the beginning of what
-it was counts after ten seconds.
+A file that cannot be read is not one that says nothing. While it is no TOML, cannot be opened, or /etc/pve
+is down, what it said last stays in force, for VMs that run and for those that start; the hook, the timer,
+`pxsched status` and `pxsched doctor` say so until it is whole. Only a file that was never read since the
+node started leaves the defaults, and that is said, too. To do away with settings, remove the file; an empty
+one counts at once if it has a comment in it, and else after a minute, as it may be a copy in the middle. A
+file that is but the beginning of what it was counts after ten seconds.
 
     [node]
     housekeeping = "0,32"

@@ -219,8 +219,8 @@ def run_status(options: argparse.Namespace) -> int:
 
 
 def _untrue(root: Root, claims: list[Claim]) -> dict[int, list[str]]:
-    """What guests were told and is no longer so, since their VMs were placed elsewhere; nothing where the machine
-    cannot be seen.
+    """What guests were told and is no longer so, since their VMs were placed elsewhere; nothing where the
+    machine cannot be seen.
     """
     pinned = [claim for claim in claims if claim.placement.vm_class in EXCLUSIVE]
     if not pinned:

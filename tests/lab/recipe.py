@@ -134,6 +134,8 @@ def _node_files() -> dict[str, str]:
         "etc/systemd/system/multi-user.target.wants/lab-console.service": "-> ../lab-console.service",
         "etc/systemd/journald.conf.d/lab.conf": "[Journal]\nStorage=volatile\nRateLimitBurst=0\n",
         "etc/systemd/system.conf.d/lab.conf": "[Manager]\nDefaultTimeoutStopSec=15s\n",
+        # As pmxcfs has it: a mount point.
+        "etc/fstab": "/etc/pve /etc/pve none bind 0 0\n",
         "etc/pve/local": f"-> nodes/{NODE}",
         "etc/pve/qemu-server": f"-> nodes/{NODE}/qemu-server",
         f"etc/pve/nodes/{NODE}/qemu-server/.keep": "",
