@@ -21,7 +21,7 @@ def test_a_time_that_makes_no_sense_is_none(when):
 @pytest.mark.parametrize("size", [10**400, 1 << 64, -1, 1.5, None, "much"])
 def test_sizes_that_make_no_sense_are_none(size):
     assert balloon._reading(1 << 30, stats(**{"stat-total-memory": size}), 101.0).age_s is None
-    assert balloon._reading(1 << 30, stats(**{"stat-swap-in": size}), 101.0).swapped_mib == 0
+    assert balloon._reading(1 << 30, stats(**{"stat-swap-in": size}), 101.0).swapped_in_mib == 0
 
 
 @pytest.mark.parametrize("line", [b"9" * 5000, b'{"return": 1e999}', b'{"return": NaN}', b"[" * 100_000])

@@ -121,7 +121,9 @@ def _node_files() -> dict[str, str]:
     return {
         "etc/hostname": f"{NODE}\n",
         "etc/hosts": f"127.0.0.1 localhost {NODE}\n",
-        "etc/fstab": "hugetlbfs /run/hugepages/kvm/2048kB hugetlbfs pagesize=2M,nofail,x-mount.mkdir 0 0\n",
+        # /etc/pve is a mount point, as pmxcfs makes it.
+        "etc/fstab": "hugetlbfs /run/hugepages/kvm/2048kB hugetlbfs pagesize=2M,nofail,x-mount.mkdir 0 0\n"
+        "/etc/pve /etc/pve none bind 0 0\n",
         "etc/machine-id": "uninitialized\n",
         "etc/modules-load.d/lab.conf": "\n".join(MODULES) + "\n",
         "etc/modprobe.d/lab.conf": "blacklist igbvf\ninstall cfg80211 /bin/true\noptions kvm_amd nested=0\n",
@@ -134,8 +136,6 @@ def _node_files() -> dict[str, str]:
         "etc/systemd/system/multi-user.target.wants/lab-console.service": "-> ../lab-console.service",
         "etc/systemd/journald.conf.d/lab.conf": "[Journal]\nStorage=volatile\nRateLimitBurst=0\n",
         "etc/systemd/system.conf.d/lab.conf": "[Manager]\nDefaultTimeoutStopSec=15s\n",
-        # As pmxcfs has it: a mount point.
-        "etc/fstab": "/etc/pve /etc/pve none bind 0 0\n",
         "etc/pve/local": f"-> nodes/{NODE}",
         "etc/pve/qemu-server": f"-> nodes/{NODE}/qemu-server",
         f"etc/pve/nodes/{NODE}/qemu-server/.keep": "",
