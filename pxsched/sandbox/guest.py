@@ -21,6 +21,7 @@ from pxsched.value import Value
 
 _BOOT_S = 60.0
 _ANSWER_S = 20.0
+_RETRY_S = 0.05
 _POLL_S = 0.3
 _LATE_PONG = "ok ping"
 _MAPPED_BYTES = 1 << 16
@@ -107,14 +108,21 @@ class Guest(Value):
         return answer.endswith(b"ok ping\n")
 
     def _serial(self, timeout_s: float) -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(timeout_s)
-        try:
-            connection.connect(str(self.node.run(self.vmid, "serial0")))
-        except OSError as error:
-            connection.close()
-            raise UserError(f"VM {self.vmid}: no serial port: {error.strerror}") from error
-        return connection
+        """QEMU takes one connection after the other: while the one before is not taken there is no room (EAGAIN,
+        unix(7)), and it is tried again for as long.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(timeout_s)
+            try:
+                connection.connect(str(self.node.run(self.vmid, "serial0")))
+                return connection
+            except OSError as error:
+                connection.close()
+                if not isinstance(error, BlockingIOError) or time.monotonic() >= deadline:
+                    raise UserError(f"VM {self.vmid}: no serial port: {error.strerror}") from error
+            time.sleep(_RETRY_S)
 
     def _memory(self, use: Callable[[mmap.mmap], _T]) -> _T:
         """Something done with the guest's first page frames."""

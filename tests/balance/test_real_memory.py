@@ -77,17 +77,18 @@ def test_a_guest_that_is_not_ours_keeps_its_balloon_and_is_named(host, guests):
     assert "Proxmox balances" in host.state()["last"]["skipped"][str(other)]
 
 
-def test_restore_gives_a_guest_the_memory_it_had(host, guests):
+def test_restore_hands_a_guest_over_with_what_it_uses(host, guests):
     from pxsched.node import settle
 
     one, _ = guests
     before = balloon_mib(host, one)
     host.sandbox.guest(one).hold(int(available_mib(host, one)) - 25)
     assert ticking(host, lambda: balloon_mib(host, one) > before + 40)
+    grown = balloon_mib(host, one)
     assert told(host.root)[one][1] > before
-    host.sandbox.guest(one).hold(0)
     settle.restore_all(host.root)
-    deadline = time.monotonic() + 60
-    while abs(balloon_mib(host, one) - before) > 4 and time.monotonic() < deadline:
+    assert told(host.root) == {}
+    for _ in range(8):
         time.sleep(1)
-    assert balloon_mib(host, one) == pytest.approx(before, abs=4)
+        assert balloon_mib(host, one) >= grown - 4, "who takes it back is Proxmox, in its own steps"
+    assert available_mib(host, one) > 0, "its init answers: nothing was killed for want of memory"
