@@ -21,7 +21,7 @@ from pxsched.value import Value
 
 _BOOT_S = 60.0
 _ANSWER_S = 20.0
-_RETRY_S = 0.05
+_CONNECT_S, _RETRY_S = 5.0, 0.05
 _POLL_S = 0.3
 _LATE_PONG = "ok ping"
 _MAPPED_BYTES = 1 << 16
@@ -108,10 +108,8 @@ class Guest(Value):
         return answer.endswith(b"ok ping\n")
 
     def _serial(self, timeout_s: float) -> socket.socket:
-        """QEMU takes one connection after the other: while the one before is not taken there is no room (EAGAIN,
-        unix(7)), and it is tried again for as long.
-        """
-        deadline = time.monotonic() + timeout_s
+        """QEMU takes one connection after the other; while one waits there is no room (EAGAIN, unix(7))."""
+        deadline = time.monotonic() + _CONNECT_S
         while True:
             connection = socket.socket(socket.AF_UNIX)
             connection.settimeout(timeout_s)
