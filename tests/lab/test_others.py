@@ -47,19 +47,26 @@ def effective(node: Node, group: str) -> frozenset[int]:
 @pytest.fixture
 def container(node: Node) -> Iterator[int]:
     """A container that computes all the time: its process id."""
-    node.shell(
-        "echo +cpuset > /sys/fs/cgroup/cgroup.subtree_control;"
-        f" mkdir -p {GROUP} && echo +cpuset +cpu > {GROUP}/cgroup.subtree_control && mkdir -p {CONTAINER}"
-    ).check()
-    script = f"echo 0 > {CONTAINER}/cgroup.procs; while :; do :; done"  # 0: the writer itself
-    node.run("systemd-run", "--unit=container-101", "--collect", "sh", "-c", script).check()
-    pid = int(node.run("systemctl", "show", "-P", "MainPID", "container-101").check().out)
-    poll(lambda: node.read(f"{CONTAINER}/cgroup.procs") == str(pid), "the container runs", deadline_s=30)
-    yield pid
-    node.run("kill", "-9", str(pid))
-    poll(lambda: not node.read(f"{CONTAINER}/cgroup.procs"), "the container has ended", deadline_s=30)
-    node.run("rmdir", CONTAINER, GROUP)
-    node.shell("echo -cpuset > /sys/fs/cgroup/cgroup.subtree_control")
+    enabled = node.read("/sys/fs/cgroup/cgroup.subtree_control").split()
+    ours = [name for name in ("cpuset", "cpu") if name not in enabled]
+    try:
+        for name in ours:
+            node.shell(f"echo +{name} > /sys/fs/cgroup/cgroup.subtree_control").check()
+        node.shell(
+            f"mkdir -p {GROUP} && echo +cpuset > {GROUP}/cgroup.subtree_control"
+            f" && echo +cpu > {GROUP}/cgroup.subtree_control && mkdir -p {CONTAINER}"
+        ).check()
+        script = f"echo 0 > {CONTAINER}/cgroup.procs; while :; do :; done"  # 0: the writer itself
+        node.run("systemd-run", "--unit=container-101", "--collect", "sh", "-c", script).check()
+        pid = int(node.run("systemctl", "show", "-P", "MainPID", "container-101").check().out)
+        poll(lambda: node.read(f"{CONTAINER}/cgroup.procs") == str(pid), "the container runs", deadline_s=30)
+        yield pid
+    finally:
+        node.shell(f"kill -9 $(cat {CONTAINER}/cgroup.procs)")
+        poll(lambda: not node.read(f"{CONTAINER}/cgroup.procs"), "the container has ended", deadline_s=30)
+        node.run("rmdir", CONTAINER, GROUP)
+        for name in ours:
+            node.shell(f"echo -{name} > /sys/fs/cgroup/cgroup.subtree_control")
 
 
 def test_nobody_else_may_run_on_dedicated_cpus_after_one_pass(
