@@ -7,10 +7,12 @@ always, at every N as a slow test.
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from pxsched.knobs.knob import KINDS
+from pxsched.node import turning
 
 from .conftest import Tree
 from .whole import EVERYTHING, MODEST, Whole
@@ -177,8 +179,21 @@ def test_a_vm_that_ends_leaves_what_the_other_one_wants_wherever_the_hook_is_kil
 
 
 @pytest.mark.slow
-def test_debians_irqbalance_gets_back_what_is_its_own(tree, fake_systemd, kills):
-    """Killed anywhere but in the middle of a conversation with it, which it does not survive itself."""
+class AtOnce:
+    """A thread that does its work when it is started."""
+
+    def __init__(self, target: Callable[..., None], args: tuple[object, ...], daemon: bool) -> None:
+        self.start = lambda: target(*args)
+
+    def join(self, timeout_s: float) -> None:
+        pass
+
+
+def test_debians_irqbalance_gets_back_what_is_its_own(tree, fake_systemd, kills, monkeypatch):
+    """Killed anywhere but in the middle of a conversation with it, which it does not survive itself: so
+    nothing else is turned at the same time.
+    """
+    monkeypatch.setattr(turning, "threading", SimpleNamespace(Thread=AtOnce))
     if not shutil.which("irqbalance", path=os.environ["PATH"] + ":/usr/sbin"):
         pytest.skip("irqbalance is not installed")
     whole = Whole(tree, fake_systemd, "slices", real=True)
