@@ -58,7 +58,7 @@ class Journal(MutableMapping[str, Entry]):
         return set(self.by_owner)
 
     def of(self, owners: Iterable[int]) -> dict[str, Entry]:
-        """The entries of these owners; the node's last, as the end of its cpusets waits for the VMs' to go."""
+        """The entries of these owners; the node's last, as its cpusets end only after those of the VMs."""
         ordered = sorted(owners, reverse=True)
         found = {key: entry for owner in ordered for key, entry in self.by_owner.get(owner, {}).items()}
         self._owners.update((key, entry.owner) for key, entry in found.items())
