@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pxsched.errors import nearest
 from pxsched.root import Root
 from pxsched.settings import kept
 from pxsched.settings.policy import NodeSettings, Policy, Shaping, key_of, word
@@ -108,7 +109,7 @@ def load(root: Root, environ: Mapping[str, str] = os.environ, *, keep: bool = Fa
         if isinstance(profile, str) and profile in profiles:
             vm_profiles[int(name)] = profile
         elif isinstance(profile, str):
-            near = _nearest(profile, profiles)
+            near = nearest(profile, profiles)
             warnings.append(f"[vm.{name}] profile: there is no profile {profile!r}{near}")
         elif profile is not None:
             warnings.append(f"[vm.{name}] profile: not a profile's name")
@@ -202,7 +203,7 @@ def _build(
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in known:
-            warnings.append(f"{where} {key}: unknown setting{_nearest(key, known)}")
+            warnings.append(f"{where} {key}: unknown setting{nearest(key, known)}")
             continue
         try:
             values[known[key]] = model.declared[known[key]].parse(value)
@@ -211,20 +212,13 @@ def _build(
     return values
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _overlay(
     tables: dict[str, dict[str, object]], document: Mapping[str, object], file: str, warnings: list[str]
 ) -> None:
     """Lays one file over what is there, key by key, two levels deep for profiles and VMs."""
     for name, table in document.items():
         if name not in tables or not isinstance(table, dict):
-            warnings.append(f"{file} [{name}]: unknown table{_nearest(name, tables)}")
+            warnings.append(f"{file} [{name}]: unknown table{nearest(name, tables)}")
             continue
         for key, value in table.items():
             before = tables[name].get(key)
@@ -250,7 +244,7 @@ def _upper_case(text: str, environ: Mapping[str, str], warnings: list[str]) -> d
         elif key in RETIRED:
             warnings.append(f"{where}: {key} no longer means anything and can be removed")
         else:
-            warnings.append(f"{where}: unknown setting {key[:60]!r}{_nearest(key, (*names, *RETIRED))}")
+            warnings.append(f"{where}: unknown setting {key[:60]!r}{nearest(key, (*names, *RETIRED))}")
     values |= {name: environ[name] for name in names if name in environ}
     for name in ("CPU_GOVERNOR_BUSY", "CPU_GOVERNOR_FREE"):
         try:
@@ -271,7 +265,7 @@ def _unquoted(value: str) -> str:
 def _features(text: str, warnings: list[str]) -> frozenset[str]:
     named = {name.strip() for name in text.split(",") if name.strip()}
     warnings.extend(
-        f"PROXMOX_FEATURE_FLAGS: unknown feature {name[:40]!r}{_nearest(name, FEATURES)}"
+        f"PROXMOX_FEATURE_FLAGS: unknown feature {name[:40]!r}{nearest(name, FEATURES)}"
         for name in sorted(named - set(FEATURES))
     )
     return frozenset(named & set(FEATURES))
