@@ -35,7 +35,7 @@ while [ $# -gt 0 ]; do
         --storage) storage=${2:?--storage needs a name}; shift ;;
         --storage=*) storage=${1#*=} ;;
         -h | --help) usage; exit 0 ;;
-        *) usage >&2; exit 2 ;;
+        *) usage >&2; printf 'install.sh: there is no option %s\n' "$1" >&2; exit 2 ;;
     esac
     shift
 done

@@ -156,6 +156,16 @@ def test_plan_tells_what_would_be_done_and_why(run, node):
     assert all({"knob", "now", "want"} <= setting.keys() for setting in document["settings"])
 
 
+def test_plan_of_a_vm_that_is_not_opted_in_says_so_first(run, node):
+    first, second = run("plan", "100").out.splitlines()[:2]
+    assert first == "VM 100 is pinned" and run("plan", "100", "--json").json["enabled"] is True
+    config = node / "etc/pve/nodes/pve1/qemu-server/100.conf"
+    config.write_text(config.read_text().replace("hookscript: local:snippets/pxsched\n", ""))
+    first, second = run("plan", "100").out.splitlines()[:2]
+    assert first.startswith("VM 100 is not opted in; ") and second == "VM 100 is pinned"
+    assert run("plan", "100", "--json").json["enabled"] is False
+
+
 def test_plan_changes_nothing(run, node):
     before = sorted(path for path in node.rglob("*"))
     assert run("plan", "100").code == 0

@@ -127,8 +127,11 @@ def run_plan(options: argparse.Namespace) -> int:
     if options.json:
         print_json(plan_document(plan) | {"shape": advice.line(shape) if shape else None})
         return Exit.DONE
+    vmid = plan.claim.vmid
+    not_yet = f"VM {vmid} is not opted in; this would be done for it after `pxsched enable {vmid}`:"
     say(
-        f"VM {plan.claim.vmid} is {placement.vm_class}",
+        *([] if plan.enabled else [not_yet]),
+        f"VM {vmid} is {placement.vm_class}",
         *(f"  vCPU {number}: CPU {cpulist.format(cpus)}" for number, cpus in enumerate(placement.vcpus)),
         f"  emulator: CPU {cpulist.format(placement.emulator)}",
         f"  memory: node {cpulist.format(placement.nodes)}",
@@ -142,7 +145,12 @@ def run_plan(options: argparse.Namespace) -> int:
 
 def plan_document(plan: Plan) -> dict[str, Any]:
     settings = [{"knob": item.knob, "now": item.now, "want": item.want} for item in plan.settings]
-    return {**claim_document(plan.claim), "warnings": plan.warnings, "settings": settings}
+    return {
+        **claim_document(plan.claim),
+        "enabled": plan.enabled,
+        "warnings": plan.warnings,
+        "settings": settings,
+    }
 
 
 def claim_document(claim: Claim) -> dict[str, Any]:

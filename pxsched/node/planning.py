@@ -40,9 +40,12 @@ class Outlook(Value):
 
 
 class Plan(Value):
+    """enabled: whether the VM is opted in; where it is not, this is what would be done if it were."""
+
     claim: Claim
     settings: tuple[PlannedSetting, ...]
     warnings: tuple[str, ...]
+    enabled: bool
 
 
 def plan(node: Node, vmid: int) -> Plan:
@@ -57,7 +60,8 @@ def plan(node: Node, vmid: int) -> Plan:
         for setting in settle.wanted(node, ledger, [sighting]).settings
         if setting.owner in (vmid, NODE) and setting.knob != nobody
     ]
-    return Plan(found.claim, tuple(settings), found.warnings)
+    enabled = sighting.machine is not None and sighting.machine.opted_in
+    return Plan(found.claim, tuple(settings), found.warnings, enabled)
 
 
 def outlook(node: Node, vmid: int) -> Outlook:

@@ -31,7 +31,8 @@ def takeover(guest: Guest, *, asked: bool, silence: str = "", minimum_percent: f
     whole = machine.balloon_mib is None or machine.balloon_mib >= machine.memory_mib
     minimum = round(machine.memory_mib * minimum_percent / 100) if whole else 0
     if machine.balloon_mib == 0 or (whole and not 0 < minimum < machine.memory_mib):
-        return Takeover()  # there is nothing to move, for Proxmox neither
+        # There is nothing to move, for Proxmox neither.
+        return Takeover(note=_nothing_moves(guest.vmid, machine.balloon_mib) if asked else "")
     if not whole and machine.shares == 0:
         return Takeover()  # Proxmox leaves it alone already
     if not asked:
@@ -43,6 +44,14 @@ def takeover(guest: Guest, *, asked: bool, silence: str = "", minimum_percent: f
             refused="its balloon stays as it is: a lower minimum would apply at once; stop the VM first"
         )
     return Takeover("0", str(minimum) if whole else None)
+
+
+def _nothing_moves(vmid: int, balloon_mib: int | None) -> str:
+    if balloon_mib == 0:
+        return "nothing will move: it has no balloon (balloon: 0)"
+    return (
+        f"nothing will move: its `balloon` is not below its memory; `qm set {vmid} --balloon MIB` makes it so"
+    )
 
 
 _PROXMOXS = "Proxmox moves its balloon; --balloon gives it to pxsched"

@@ -251,9 +251,11 @@ def _list(session: Session, args: argparse.Namespace) -> int:
     for guest in guests:
         entry = _entry(guest, remembered)
         state = "template" if guest.template else "running" if guest.running else "stopped"
-        other = guest.hookscript if guest.hookscript and not entry["enabled"] else remembered.get(guest.vmid)
         ha = " [HA]" if guest.ha else ""
-        script = f" (hookscript {other[:60]})" if other else ""
+        script = f" (hookscript {guest.hookscript[:60]})" if guest.hookscript else ""
+        if entry["enabled"]:
+            chained = remembered.get(guest.vmid)
+            script = f" (chained: {chained[:60]})" if chained else ""
         enabled = "yes" if entry["enabled"] else "no"
         say(f"{guest.vmid:>9}  {guest.node:12}  {state:8}  {enabled:8}  {guest.name[:40]}{ha}{script}")
     return Exit.DONE

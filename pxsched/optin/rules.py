@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 from pxsched.chain.entry import Entry
-from pxsched.errors import UserError
+from pxsched.errors import UserError, nearest
 from pxsched.guest.hookscript import SCRIPT_NAME as SCRIPT_NAME
 from pxsched.guest.hookscript import is_ours as is_ours
 from pxsched.optin import balloons
@@ -49,7 +49,9 @@ class Step(Value):
 
 
 def select(guests: Iterable[Guest], selection: Selection) -> tuple[list[Guest], list[int]]:
-    """The VMs that are meant, and the numbers among those asked for that do not exist."""
+    """The VMs that are meant, and the numbers among those asked for that do not exist. Raises UserError where
+    nobody is named, or a tag that no VM has.
+    """
     everyone = list(guests)
     if selection.vmids:
         found = {guest.vmid: guest for guest in everyone}
@@ -57,7 +59,12 @@ def select(guests: Iterable[Guest], selection: Selection) -> tuple[list[Guest], 
         return [found[vmid] for vmid in wanted if vmid in found], [v for v in wanted if v not in found]
     here = [guest for guest in everyone if selection.node in (None, guest.node)]
     if selection.tag:
-        return [guest for guest in here if selection.tag in guest.tags], []
+        tagged = [guest for guest in here if selection.tag in guest.tags]
+        if not tagged:
+            near = nearest(selection.tag, sorted({tag for guest in here for tag in guest.tags}))
+            where = f" on node {selection.node}" if selection.node else ""
+            raise UserError(f"no VM{where} has the tag {selection.tag!r}{near}")
+        return tagged, []
     if selection.everyone:
         return here, []
     raise UserError("no VM is named", hint="give VMIDs, --tag TAG or --all")
@@ -84,7 +91,8 @@ def enable(
     refused = took.refused if by_number else ""
     if is_ours(guest.hookscript):
         outcome = Outcome.ALREADY if took.shares is None else Outcome.CHANGE
-        return Step(guest, outcome, guest.hookscript, "", took.shares, said, took.balloon, refused)
+        known = (*said, *([took.note] if balloon and took.note else []))
+        return Step(guest, outcome, guest.hookscript, "", took.shares, known, took.balloon, refused)
     if guest.template and not by_number:
         return Step(guest, Outcome.SKIP, notes=("a template; name it by number to opt in its clones",))
     if guest.hookscript and not chain:

@@ -207,3 +207,11 @@ def test_killed_while_it_is_taken_away_the_next_run_finishes(root):
         killed_at(number, lambda: tell(root, "remove"))
     assert tell(root, "remove") == 0
     assert everything(root) == []
+
+
+@pytest.mark.parametrize("option", ["--storge=x", "--demoo", "now"])
+def test_install_sh_names_an_option_that_it_does_not_have(option):
+    words = [str(program.CHECKOUT / "install.sh"), "--dry-run", option]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(f"install.sh: there is no option {option}\n")

@@ -27,12 +27,19 @@ def test_a_balloon_that_proxmox_moves_is_told_and_taken_over_only_when_asked():
     assert enable(vm).shares == "0"
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"balloon": "0"}, {"balloon": "4096"}, {"balloon": "512", "shares": "0"}]
-)
-def test_a_balloon_that_proxmox_does_not_move_needs_no_taking_over(options):
-    step = enable(guest(**options))
+def test_a_balloon_that_proxmox_leaves_alone_needs_no_taking_over():
+    step = enable(guest(balloon="512", shares="0"))
     assert (step.shares, step.balloon, step.refused, step.notes) == (None, None, "", ())
+
+
+@pytest.mark.parametrize("mine", [{}, {"hookscript": OURS}])
+@pytest.mark.parametrize("options", [{}, {"balloon": "0"}, {"balloon": "4096"}])
+def test_who_gives_us_a_balloon_that_cannot_move_is_told(options, mine):
+    vm = guest(**options, **mine)
+    step = enable(vm)
+    assert (step.shares, step.balloon, step.refused) == (None, None, "")
+    assert step.notes[0].startswith("nothing will move: ")
+    assert enable(vm, balloon=False).notes == ()
 
 
 @pytest.mark.parametrize(

@@ -189,3 +189,13 @@ def test_a_configuration_that_cannot_be_read_runs_nobodys_script(node, capfd):
     assert run.run_chain(node.root, 100, "pre-start") == 0
     assert node.calls == []
     assert "cannot be read" in capfd.readouterr().err
+
+
+def test_list_tells_a_chained_script_from_a_hookscript_of_its_own(node, pxsched):
+    chained(node, 100, "local:snippets/mine.sh")
+    node.vm(101, "hookscript: local:snippets/other.sh\n")
+    node.vm(102, OURS)
+    _, first, second, third = pxsched(node.root, "list")[1].splitlines()
+    assert first.endswith("(chained: local:snippets/mine.sh)") and " yes " in first
+    assert second.endswith("(hookscript local:snippets/other.sh)") and " no " in second
+    assert "script" not in third and " yes " in third

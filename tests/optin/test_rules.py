@@ -96,11 +96,17 @@ def test_all_of_every_node_when_no_node_is_ours():
 def test_a_tag_is_matched_as_a_whole():
     found, _ = rules.select(GUESTS, Selection(tag="db", node="pve1"))
     assert [vm.vmid for vm in found] == [100]
-    assert rules.select(GUESTS, Selection(tag="d", node="pve1"))[0] == []
+
+
+def test_a_tag_that_no_vm_has_is_an_error_and_the_nearest_is_named():
+    with pytest.raises(UserError, match=r"no VM on node pve1 has the tag 'prd'; did you mean 'prod'\?"):
+        rules.select(GUESTS, Selection(tag="prd", node="pve1"))
+    with pytest.raises(UserError, match=r"no VM has the tag 'zz'$"):
+        rules.select(GUESTS, Selection(tag="zz"))
 
 
 def test_naming_no_vm_is_an_error():
-    with pytest.raises(UserError, match="no VM is named"):
+    with pytest.raises(UserError, match=r"no VM is named"):
         rules.select(GUESTS, Selection())
 
 
