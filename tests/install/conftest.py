@@ -80,11 +80,13 @@ class Machine:
         shutil.copy("/bin/true", base / "usr/bin/qm")
 
     def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command inside, with its own /proc and without the outside's processes."""
+        """Runs a command inside, with its own /proc, /etc/pve mounted as pmxcfs would be, and without the
+        outside's processes.
+        """
         enter = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "chroot", str(self.base)]
-        mounts = "mount -t proc proc /proc; mount -t sysfs -o ro sysfs /sys; cd /checkout"
+        mounts = "mount -t proc proc /proc; mount -t sysfs -o ro sysfs /sys; mount --bind /etc/pve /etc/pve"
         # Not `exec`: the first process of a namespace has no parent and cannot be killed from within.
-        mount = ["/bin/sh", "-c", f'{mounts}; "$@"; exit $?', "sh"]
+        mount = ["/bin/sh", "-c", f'{mounts}; cd /checkout; "$@"; exit $?', "sh"]
         done = subprocess.run(
             [*enter, *mount, *command],
             stdin=subprocess.DEVNULL,
