@@ -105,7 +105,7 @@ def machine(config: Config) -> Machine:
 
 
 def _smp(args: str, sockets: int, cores: int, vcpus: int, warnings: list[str]) -> "Smp | None":
-    """What `args` makes of the guest's processors; adds to the warnings when it does."""
+    """What `args` makes of the guest's processors; warns when it is another number of them."""
     if "smp" not in args:
         return None
     from pxsched.guest import arguments
@@ -116,7 +116,7 @@ def _smp(args: str, sockets: int, cores: int, vcpus: int, warnings: list[str]) -
     except ValueError as error:
         warnings.append(f"the VM cannot start: QEMU refuses the -smp in `args`: {error}")
         return None
-    if smp is not None and smp != configured:
+    if smp is not None and smp.cpus != vcpus:
         warnings.append(
             f"-smp in `args` makes it {smp.cpus} vCPUs ({smp}), where the configuration says {vcpus}"
         )

@@ -19,6 +19,8 @@ from pxsched.proxmox.cluster import Guest
 from pxsched.proxmox.connection import Login, remote
 from pxsched.root import Root
 from pxsched.sandbox import stand_in
+from pxsched.shaping import record
+from pxsched.stored import Damaged
 from pxsched.value import Value
 
 EPILOG = """\
@@ -50,6 +52,15 @@ class Session(Value):
         if self.files is None:
             return {}
         return chain.find_all(self.files, ((guest.vmid, guest.options) for guest in guests))
+
+    def shaped(self, guest: Guest) -> bool:
+        """Whether its processors are what `pxsched shape` wrote."""
+        if self.files is None:
+            return False
+        try:
+            return record.read(self.files, guest.vmid, guest.options) is not None
+        except Damaged:
+            return True  # what was there is not known, but something was
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -136,7 +147,9 @@ def _password(user: str | None) -> str | None:
 def _steps(session: Session, guests: list[Guest], args: argparse.Namespace, root: Root) -> list[Step]:
     if args.command == "disable":
         remembered = session.remembered(guests)
-        return [rules.disable(guest, remembered.get(guest.vmid)) for guest in guests]
+        return [
+            rules.disable(guest, remembered.get(guest.vmid), shaped=session.shaped(guest)) for guest in guests
+        ]
     volume = f"{args.storage or installed_storage(root)}:snippets/{rules.SCRIPT_NAME}"
     if session.files is not None and any(guest.node == session.node for guest in guests):
         _require_script(session.files, volume)

@@ -102,16 +102,21 @@ def enable(
     return Step(guest, Outcome.CHANGE, volume, guest.hookscript, took.shares, notes, took.balloon, refused)
 
 
-def disable(guest: Guest, before: Entry | None) -> Step:
-    """What opting out means: the VM's own script, shares and balloon minimum come back, as remembered."""
+def disable(guest: Guest, before: Entry | None, *, shaped: bool = False) -> Step:
+    """What opting out means: the VM's own script, shares and balloon minimum come back, as remembered.
+
+    shaped: whether `pxsched shape` changed its processors. That stays: it cannot be undone while the VM runs.
+    """
     if not is_ours(guest.hookscript):
         return Step(guest, Outcome.ALREADY, guest.hookscript)
     own = (before.hookscript if before else None) or ""
-    notes = (f"its own {own[:80]} is back",) if own else ()
+    notes = [f"its own {own[:80]} is back"] if own else []
+    if shaped:
+        notes.append(f"its guest stays told what it had until `pxsched shape {guest.vmid} --undo`")
     # An admin who set shares meanwhile has decided.
     shares = before.shares if before and guest.options.get("shares") == "0" else None
     minimum = balloons.restored(before.minimum if before else None, guest.options.get("balloon"))
-    return Step(guest, Outcome.CHANGE, own, shares=shares, notes=notes, balloon=minimum)
+    return Step(guest, Outcome.CHANGE, own, shares=shares, notes=tuple(notes), balloon=minimum)
 
 
 def _notes(guest: Guest) -> tuple[str, ...]:

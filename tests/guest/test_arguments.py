@@ -31,8 +31,9 @@ def test_the_usual_way_to_give_a_guest_smt_siblings_makes_it_eight_vcpus():
     assert "8 vCPUs" in warning and "configuration says 4" in warning
 
 
-def test_a_shape_of_the_same_size_changes_the_topology_alone():
+def test_a_shape_of_the_same_size_changes_the_topology_alone_and_is_nothing_to_warn_of():
     vm = machine("cores: 8", "args: -smp sockets=1,dies=2,cores=2,threads=2")
+    assert vm.warnings == machine("cores: 6", "args: -smp maxcpus=8,sockets=2,cores=4").warnings == ()
     assert (vm.vcpus, str(vm.smp)) == (8, "cpus=8,maxcpus=8,sockets=1,dies=2,modules=1,cores=2,threads=2")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from pxsched import tick
 from pxsched.root import Root
-from pxsched.shaping import record
+from pxsched.shaping import failures, record
 
 from . import machines
 from .conftest import needs_qemu, run, text
@@ -108,6 +108,43 @@ def test_policy_apply_tells_a_stopped_vm_at_the_next_pass_and_a_running_one_neve
     assert text(sandbox) == before
 
 
+def test_what_fails_is_said_once_and_tried_again_when_the_vm_is_changed(sandbox, settings, capsys):
+    settings('[vm.100]\nshape = "apply"\n')
+    in_the_way = Path(sandbox.root, record.DIRECTORY)
+    in_the_way.parent.mkdir(parents=True, exist_ok=True)
+    in_the_way.write_text("")
+    for _ in range(3):
+        tick.tick(Root(sandbox.root))
+    assert capsys.readouterr().out.count("VM 100 is not shaped: /etc/pve/pxsched/shape/100.json: ") == 1
+    assert "threads=2" not in text(sandbox)
+    in_the_way.unlink()
+    tick.tick(Root(sandbox.root))
+    assert "threads=2" not in text(sandbox), "it is left alone for a while"
+    sandbox.qm("set", 100, name="mended")
+    tick.tick(Root(sandbox.root))
+    assert "VM 100 is told what it has" in capsys.readouterr().out
+    assert "threads=2" in text(sandbox)
+    assert not Path(sandbox.root, failures.FILE).exists()
+
+
+def test_a_vm_that_fails_again_is_left_alone_for_longer_up_to_an_hour(tmp_path):
+    failure, now_s, pauses = None, 1000.0, []
+    for _ in range(9):
+        failure = failures.after(failure, "no", "digest", now_s)
+        pauses.append(failure.again_s - now_s)
+        assert failures.rests(failure, "digest", failure.again_s - 1)
+        assert not failures.rests(failure, "another", failure.again_s - 1)
+        now_s = failure.again_s
+        assert not failures.rests(failure, "digest", now_s)
+    assert pauses == [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600]
+    root = Root(str(tmp_path))
+    (tmp_path / "run/pxsched").mkdir(parents=True)
+    failures.save(root, {100: failure})
+    assert failures.load(root) == {100: failure}
+    (tmp_path / failures.FILE).write_text('{"vms": {"100": {"why": 1}}}')
+    assert failures.load(root) == {}
+
+
 def test_advice_alone_writes_nothing(sandbox):
     before = text(sandbox)
     tick.tick(Root(sandbox.root))
@@ -115,10 +152,15 @@ def test_advice_alone_writes_nothing(sandbox):
     assert not Path(sandbox.root, record.DIRECTORY).exists()
 
 
-def test_a_vm_that_was_opted_out_is_named_until_its_shape_is_undone(sandbox):
+def test_a_vm_that_is_opted_out_keeps_what_it_was_told_and_is_named_until_that_is_undone(sandbox):
     before = text(sandbox)
+    assert "--undo" not in run(sandbox, "disable", "100", "--dry-run")[1]
     run(sandbox, "shape", "100", "--apply")
-    sandbox.qm("set", 100, delete="hookscript")
+    told = text(sandbox)
+    assert "(its guest stays told what it had until `pxsched shape 100 --undo`)" in (
+        run(sandbox, "disable", "100")[1]
+    )
+    assert text(sandbox) == told.replace("hookscript: local:snippets/pxsched\n", "")
     found = json.loads(run(sandbox, "doctor", "--json")[1])["findings"]
     [shape] = [finding for finding in found if finding["area"] == "shape"]
     assert (shape["level"], shape["remedy"]) == ("note", "pxsched shape 100 --undo")
