@@ -5,10 +5,14 @@ tools made; for a locale that is not generated Perl prints a warning, which prox
 Proxmox starts hookscripts with umask 022 and LC_ALL=C, and so do we start its tools.
 """
 
+import errno
 import os
+import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 UMASK = 0o022
 LOCALE = "C"
@@ -38,6 +42,54 @@ def run(
         umask=UMASK,
         check=False,
     )
+
+
+_POLL_S = 0.005
+# Children that were killed and have not ended: the kernel lets nobody go whose request is being served.
+_left: list[int] = []
+
+
+def attempt(work: Callable[[], object], *, patience_s: float) -> None:
+    """Has a child do what may block for ever, such as a write to a cluster's file system.
+
+    work: raises OSError where it fails. The child has none of our files, so that it keeps no lock of ours.
+    Raises that OSError, or Late for one that is not done after patience_s: it was told to die, and is left
+    alone. While it lives no other is started, and all are Late.
+    """
+    _left[:] = [pid for pid in _left if os.waitpid(pid, os.WNOHANG)[0] == 0]
+    if _left:
+        raise Late("a child that is still at it", patience_s)
+    pid = os.fork()
+    if pid == 0:
+        _work(work)
+    until = time.monotonic() + patience_s
+    while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() > until:
+            os.kill(pid, signal.SIGKILL)
+            _left.append(pid)
+            raise Late("a child", patience_s)
+        time.sleep(_POLL_S)
+    number = os.waitstatus_to_exitcode(ended[1])
+    if number:
+        number = number if number > 0 else errno.EINTR
+        raise OSError(number, os.strerror(number))
+
+
+def _work(work: Callable[[], object]) -> NoReturn:
+    """The child's life. Its exit code is the error's number."""
+    code = errno.EIO
+    try:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(nowhere, stream)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        os.umask(UMASK)
+        work()
+        code = 0
+    except OSError as error:
+        code = error.errno or errno.EIO
+    finally:
+        os._exit(code)
 
 
 @contextmanager

@@ -60,6 +60,7 @@ class Session:
         self._looked_s = -LOOK_PERIOD_S
         self._running = 0
         self._stale: tuple[str, ...] = ()
+        self._unpublished = ""
 
     def tick(self) -> Done:
         """One pass. Raises Busy while another is under way, UserError when nothing could be done."""
@@ -94,7 +95,17 @@ class Session:
         self._balancer.look(self._sightings)
         _keep_house(node)
         _keep_shapes(node)
+        self._publish(node)
         return settled
+
+    def _publish(self, node: Node) -> None:
+        """Tells the other nodes how this one stands; a failure is said once."""
+        from pxsched.cluster import publish
+
+        line = publish.tick(node, ledgers.peek(self._root), self._observer.seen)
+        if line and line != self._unpublished:
+            say(line)
+        self._unpublished = line
 
     def _changed(self) -> int:
         """Another number when a pid file came or went."""

@@ -28,7 +28,7 @@ FLOORS = (
     "arguments report",
     "proxmox",
     "sandbox",
-    "chain karpenter shaping",
+    "chain karpenter shaping cluster",
     "hook tick",
     "optin commands",
     "doctor setup",

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from pxsched.guest.config import Machine
 from pxsched.guest.options import property_string
-from pxsched.guest.process import Process
+from pxsched.guest.process import VMID, Process
 from pxsched.host import devices
 from pxsched.host.devices import Device
 from pxsched.root import Root
@@ -56,17 +56,17 @@ def nodes(root: Root, vmid: int, machine: Machine, node_name: str) -> frozenset[
     return frozenset(node for node in known if node is not None)
 
 
-def mapped(text: str, names: Iterable[str], node_name: str) -> list[str]:
-    """The addresses that these resource mappings offer on one node, all alternatives, as written.
+def mapped(text: str, names: Iterable[str] | None, node_name: str) -> list[str]:
+    """The addresses that these resource mappings (None: all) offer on one node, all alternatives, as written.
 
     Sections start with a bare name in the first column; their properties are indented.
     """
-    wanted = frozenset(names)
+    wanted = None if names is None else frozenset(names)
     section, addresses = "", []
     for line in text.splitlines():
         if line.strip() and not line[0].isspace() and not line.startswith("#"):
             section = line.strip().rstrip(":")
-        elif section in wanted and line.strip().startswith("map "):
+        elif (wanted is None or section in wanted) and line.strip().startswith("map "):
             addresses += _path(line.strip().removeprefix("map "), node_name)
     return addresses
 
@@ -92,13 +92,17 @@ def _node_of_slot(root: Root, address: str) -> int | None:
 
 
 def _reserved(root: Root, vmid: int) -> list[str]:
-    """What Proxmox reserved for the VM: lines `ADDRESS VMID pid:N` or `ADDRESS VMID time:N`."""
-    found = []
-    for line in (root.read(RESERVATIONS) or "").splitlines():
-        words = line.split()
-        if len(words) >= 2 and words[1] == str(vmid) and devices.FUNCTION.fullmatch(words[0]):
-            found.append(words[0])
-    return found
+    return [address for address, owner in reservations(root).items() if owner == vmid]
+
+
+def reservations(root: Root) -> dict[str, int]:
+    """The VM that Proxmox reserved each function for: lines `ADDRESS VMID pid:N` or `ADDRESS VMID time:N`."""
+    lines = (line.split() for line in (root.read(RESERVATIONS) or "").splitlines())
+    return {
+        words[0]: int(words[1])
+        for words in lines
+        if len(words) >= 2 and devices.FUNCTION.fullmatch(words[0]) and VMID.fullmatch(words[1])
+    }
 
 
 def _of_command_line(root: Root, pid: int) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from pxsched.guest import config, process
 from pxsched.guest.config import Machine
 from pxsched.guest.process import Process, Role, Thread
 from pxsched.host import topology as topologies
+from pxsched.host.name import name_of as name_of
 from pxsched.host.topology import Topology
 from pxsched.root import Root
 from pxsched.settings import files as settings_module
@@ -96,15 +97,6 @@ def open_node(root: Root, environ: Mapping[str, str] = os.environ, *, keep: bool
     read.
     """
     return Node(root, settings_module.load(root, environ, keep=keep), topologies.read(root))
-
-
-def name_of(root: Root) -> str:
-    """The node's name: the target of /etc/pve/local, else the host name up to its first dot."""
-    try:
-        return os.path.basename(os.readlink(root.path("etc/pve/local")))
-    except OSError:
-        name = root.read("etc/hostname") or root.read("proc/sys/kernel/hostname") or "localhost"
-        return name.partition(".")[0]
 
 
 def config_path(root: Root, vmid: int, source: str = "") -> str | None:

@@ -124,9 +124,9 @@ class Machine(Value):
         }
 
 
-# The tables of the topologies asked for last; a process knows one machine, a test run a few at a time.
+# The tables of the topologies asked for last; a process knows one machine, or those of a cluster.
 _known: list[Machine] = []
-_MOST_KNOWN = 8
+_MOST_KNOWN = 64
 
 
 def machine_of(topology: Topology) -> Machine:

@@ -9,10 +9,11 @@ All of them can be written by root only. A VM's tags may choose a profile that a
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pxsched.errors import nearest
+from pxsched.host.name import name_of
 from pxsched.root import Root
 from pxsched.settings import kept
 from pxsched.settings.policy import NodeSettings, Policy, Shaping, key_of, word
@@ -80,40 +81,68 @@ def load(root: Root, environ: Mapping[str, str] = os.environ, *, keep: bool = Fa
     keep: what could be read is kept for the day it cannot.
     """
     warnings: list[str] = []
-    tables: dict[str, dict[str, object]] = {"node": {}, "defaults": {}, "profile": {}, "vm": {}}
     files = _Files(root, keep)
-    for file in (CLUSTER_FILE, NODE_FILE):
-        _overlay(tables, files.toml(file), f"/{file}", warnings)
+    documents = {f"/{file}": files.toml(file) for file in (CLUSTER_FILE, NODE_FILE)}
     upper = _upper_case(files.text(DEFAULT_FILE), environ, warnings)
     files.close()
+    found = _settings(documents, lambda: name_of(root), upper, warnings)
+    return replace(found, warnings=tuple(warnings), stale=tuple(files.stale))
+
+
+def of_node(name: str, shared: Mapping[str, object], local: Mapping[str, object]) -> Settings:
+    """What another node goes by. shared, local: the content of the cluster's file, and of its own."""
+    documents = {f"/{CLUSTER_FILE}": shared, f"{name}:/{NODE_FILE}": local}
+    warnings: list[str] = []
+    return replace(_settings(documents, lambda: name, {}, warnings), warnings=tuple(warnings))
+
+
+def content(root: Root, file: str) -> Mapping[str, object]:
+    """What CLUSTER_FILE or NODE_FILE says, as it counts."""
+    return _Files(root, False).toml(file)
+
+
+def _settings(
+    documents: Mapping[str, Mapping[str, object]],
+    name: Callable[[], str],
+    upper: Mapping[str, str],
+    warnings: list[str],
+) -> Settings:
+    """documents: by file, later ones win. name: of the node whose settings these are."""
+    tables: dict[str, dict[str, object]] = {"node": {}, "defaults": {}, "profile": {}, "vm": {}}
+    for file, document in documents.items():
+        _overlay(tables, document, file, warnings)
+        _overlay(tables, _of_one_node(document, name), f"{file} [node.NAME]", warnings)
+    nodes = (key for key, value in tables["node"].items() if isinstance(value, dict))
+    for one in [key for key in nodes if key not in NodeSettings.declared]:
+        del tables["node"][one]
     node = _build(NodeSettings, tables["node"], "[node]", warnings)
     node_settings = NodeSettings(**node)
     if upper.get("CPU_GOVERNOR_FREE"):
         node_settings = replace(node_settings, governor_free=upper["CPU_GOVERNOR_FREE"])
     profiles = {}
-    for name, table in tables["profile"].items():
-        body = _table(table, f"[profile.{name}]", warnings)
+    for title, table in tables["profile"].items():
+        body = _table(table, f"[profile.{title}]", warnings)
         tag = body.pop("tag", False)
         if not isinstance(tag, bool):
-            warnings.append(f"[profile.{name}] tag: neither true nor false; no tag chooses it")
+            warnings.append(f"[profile.{title}] tag: neither true nor false; no tag chooses it")
             tag = False
-        profiles[name] = Profile(_build(Policy, body, f"[profile.{name}]", warnings), tag)
+        profiles[title] = Profile(_build(Policy, body, f"[profile.{title}]", warnings), tag)
     vms: dict[int, Mapping[str, Any]] = {}
     vm_profiles: dict[int, str] = {}
-    for name, table in tables["vm"].items():
-        body = _table(table, f"[vm.{name}]", warnings)
-        if not re.fullmatch(r"[1-9]\d{2,8}", name, re.ASCII):
-            warnings.append(f"[vm.{name}]: {name!r} is no VMID")
+    for vmid, table in tables["vm"].items():
+        body = _table(table, f"[vm.{vmid}]", warnings)
+        if not re.fullmatch(r"[1-9]\d{2,8}", vmid, re.ASCII):
+            warnings.append(f"[vm.{vmid}]: {vmid!r} is no VMID")
             continue
         profile = body.pop("profile", None)
         if isinstance(profile, str) and profile in profiles:
-            vm_profiles[int(name)] = profile
+            vm_profiles[int(vmid)] = profile
         elif isinstance(profile, str):
             near = nearest(profile, profiles)
-            warnings.append(f"[vm.{name}] profile: there is no profile {profile!r}{near}")
+            warnings.append(f"[vm.{vmid}] profile: there is no profile {profile!r}{near}")
         elif profile is not None:
-            warnings.append(f"[vm.{name}] profile: not a profile's name")
-        vms[int(name)] = _build(Policy, body, f"[vm.{name}]", warnings)
+            warnings.append(f"[vm.{vmid}] profile: not a profile's name")
+        vms[int(vmid)] = _build(Policy, body, f"[vm.{vmid}]", warnings)
     return Settings(
         node=node_settings,
         defaults=Policy(**_build(Policy, tables["defaults"], "[defaults]", warnings)),
@@ -122,9 +151,21 @@ def load(root: Root, environ: Mapping[str, str] = os.environ, *, keep: bool = Fa
         vm_profiles=vm_profiles,
         features=_features(upper.get("PROXMOX_FEATURE_FLAGS", ""), warnings),
         governor_busy=upper.get("CPU_GOVERNOR_BUSY", ""),
-        warnings=tuple(warnings),
-        stale=tuple(files.stale),
     )
+
+
+def _of_one_node(document: Mapping[str, object], name: Callable[[], str]) -> dict[str, object]:
+    """What a document says of this node alone, as one that says it of all: `[node.NAME]` of the node,
+    `[node.NAME.vm.ID]` of a VM while it is there.
+    """
+    table = document.get("node")
+    if not isinstance(table, dict) or not any(isinstance(value, dict) for value in table.values()):
+        return {}
+    own = table.get(name())
+    if not isinstance(own, dict):
+        return {}
+    apart = {key: value for key, value in own.items() if isinstance(value, dict)}
+    return {**apart, "node": {key: value for key, value in own.items() if key not in apart}}
 
 
 class _Files:

@@ -7,8 +7,10 @@ a script that is gone; the list of what is ours goes last.
 from collections.abc import Iterator
 
 from pxsched.chain import files as chain
+from pxsched.cluster import publish
 from pxsched.errors import UserError
 from pxsched.guest.hookscript import SCRIPT_NAME, is_ours
+from pxsched.host.name import name_of
 from pxsched.optin import naming, rules
 from pxsched.optin.apply import apply
 from pxsched.optin.naming import Naming
@@ -134,6 +136,7 @@ def decide(
         PutBack(must=not packaged),
         *chosen,
         RemoveState("run/pxsched"),
+        Remove(publish.file_of(name_of(root)), must=False),  # what the other nodes know of this one
         *map(Remove, listed.files),
         *map(RemoveDirectory, listed.directories),
         *([Systemctl(("daemon-reload",), must=False)] if units else []),

@@ -407,3 +407,10 @@ def test_an_unreadable_cluster_in_the_middle_is_an_error_and_not_nobody(node, mo
     monkeypatch.setattr(naming.cluster, "read_guest", lambda *_: None)
     with pytest.raises(UserError, match="comes and goes"):
         naming.survey(node.root)
+
+
+def test_the_other_nodes_are_left_nothing_of_this_one(node, uninstall):
+    own = node.write("etc/pve/nodes/pve1/pxsched.json", "{}")
+    theirs = node.write("etc/pve/nodes/pve2/pxsched.json", "{}")
+    uninstall()
+    assert not own.exists() and theirs.exists()

@@ -306,3 +306,32 @@ def test_the_old_names_governor_counts_only_where_the_defaults_name_none():
     for own, want in (("", "performance"), ("powersave", "powersave")):
         loaded = Settings(defaults=Policy(governor=own), governor_busy="performance")
         assert loaded.policy(100).governor == want
+
+
+def test_what_the_cluster_says_of_one_node_counts_there_alone(etc):
+    etc.put("etc/hostname", "pve1.example.org\n")
+    etc.cluster(
+        '[node]\nmoves = 3\n[node.pve1]\nhousekeeping = "0,32"\n[node.pve1.vm.100]\ncpus = "0-7"\n'
+        '[node.pve2]\nhousekeeping = "1"\n[node.pve2.vm.100]\ncpus = "8-15"\n[vm.100]\nstrict = true\n'
+    )
+    here = etc.load()
+    there = settings.of_node("pve2", settings.content(Root(str(etc.base)), settings.CLUSTER_FILE), {})
+    assert (here.node.housekeeping, here.policy(100).cpus) == ("0,32", "0-7")
+    assert (there.node.housekeeping, there.policy(100).cpus) == ("1", "8-15")
+    assert here.node.moves == there.node.moves == 3 and here.policy(100).strict and not here.warnings
+
+
+def test_a_nodes_own_file_wins_over_what_the_cluster_says_of_it(etc):
+    etc.put("etc/hostname", "pve1\n")
+    etc.cluster('[node.pve1.vm.100]\ncpus = "0-7"\n')
+    etc.node('[vm.100]\ncpus = "4-5"\n')
+    assert etc.load().policy(100).cpus == "4-5"
+
+
+def test_what_is_wrong_in_a_nodes_section_is_named(etc):
+    etc.put("etc/hostname", "pve1\n")
+    etc.cluster('[node.pve1]\nhousekeepin = "1"\n[node.pve1.vms.100]\ncpus = "0"\n[node.moves]\nx = 1\n')
+    said = "\n".join(etc.load().warnings)
+    assert "housekeepin: unknown setting; did you mean 'housekeeping'?" in said
+    assert "[node.NAME] [vms]: unknown table; did you mean 'vm'?" in said
+    assert "[node] moves:" in said

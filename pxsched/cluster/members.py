@@ -1,0 +1,93 @@
+"""The nodes of the cluster as they are seen from one of them: who is online, and what each has published.
+
+Rules: pmxcfs's `.members`, live from corosync. This node is looked at afresh; of the others it is known what
+their timers wrote, and how old that is by their own clocks.
+"""
+
+import time
+from collections.abc import Mapping
+
+from pxsched import stored
+from pxsched.cluster import publication, publish
+from pxsched.cluster.publication import Publication
+from pxsched.ledger import file as ledgers
+from pxsched.node import others
+from pxsched.node.sighting import Node
+from pxsched.proxmox import cluster
+from pxsched.root import Root
+from pxsched.stored import Damaged
+from pxsched.value import NOTHING, Value
+
+# Three heartbeats were missed.
+STALE_S = 3 * publish.HEARTBEAT_S
+MEMBERS = "etc/pve/.members"
+
+
+class Membership(Value):
+    """quorate: whether the cluster takes writes. online: by node; one that is missing is not known of."""
+
+    quorate: bool = True
+    online: Mapping[str, bool] = NOTHING
+
+
+class Member(Value):
+    """One node. online: None when unknown. said: what it published, None where there is nothing to be used,
+    for the reason `problem`. age_s: of what it published; stale: it is too old to be built upon.
+    """
+
+    name: str
+    online: bool | None
+    said: Publication | None = None
+    age_s: float = 0.0
+    problem: str = ""
+
+    @property
+    def stale(self) -> bool:
+        return self.age_s > STALE_S
+
+    @property
+    def usable(self) -> bool:
+        """Whether a VM could go there, as far as we can say."""
+        return self.said is not None and self.online is not False and not self.stale
+
+
+def membership(root: Root) -> Membership:
+    """Who is there. A node without a cluster is its own quorum; a file that cannot be understood is none."""
+    text = root.read(MEMBERS)
+    if not text:
+        return Membership()
+    try:
+        said = stored.table(stored.parse(text))
+        nodes = stored.table(said.get("nodelist", {}))
+        online = {name: stored.table(body).get("online") in (1, True) for name, body in nodes.items()}
+        if "cluster" not in said:
+            return Membership(True, online)
+        return Membership(stored.table(said["cluster"]).get("quorate") in (1, True), online)
+    except Damaged:
+        return Membership(quorate=False)
+
+
+def look(node: Node) -> list[Member]:
+    """All nodes by name. node: this one, which is never stale."""
+    ledger = ledgers.peek(node.root)
+    here = publish.look(node, ledger, others.known(node.root, {*ledger.claims}))
+    online = membership(node.root).online
+    names = {node.name, *cluster.nodes(node.root)}
+    return [
+        Member(name, True, here)
+        if name == node.name
+        else _other(node.root, name, online.get(name), time.time())
+        for name in sorted(names)
+    ]
+
+
+def _other(root: Root, name: str, online: bool | None, now_s: float) -> Member:
+    file = publish.file_of(name)
+    data = root.read_bytes(file, at_once=publication.MOST_BYTES)
+    if data is None:
+        return Member(name, online, problem="it has published nothing: is pxsched installed there?")
+    try:
+        said = publication.parse(name, data)
+    except Damaged as error:
+        return Member(name, online, problem=f"/{file} cannot be its own: {str(error)[:80]}")
+    return Member(name, online, said, now_s - said.at_s)
