@@ -9,7 +9,7 @@ from functools import cached_property
 
 from pxsched.placement import memory
 from pxsched.placement.kinds import Variant, variants
-from pxsched.placement.layout import Assigning, Price, deal, parts_of, unevenness, whole_sockets
+from pxsched.placement.layout import Assigning, deal, parts_of, price, unevenness, whole_sockets
 from pxsched.placement.machine import Machine, bits, machine_of, mask_of, remoteness
 from pxsched.placement.nodesets import Allowance, Need, Site, by_size, nearness
 from pxsched.placement.occupancy import Occupancy
@@ -45,6 +45,7 @@ class Search:
         self.threads = 1 if request.smt is Smt.ISOLATE else self.machine.threads
         self._stocks: dict[tuple[int, int], list[Stock]] = {}
         self._fills: dict[tuple[int, int, int], Fill | None] = {}
+        self._prices: dict[tuple[int, int, int], int | None] = {}
         self._used = {node: (occupied.taken & mask).bit_count() for node, mask in self.machine.cpus.items()}
 
     def candidates(self) -> list[Candidate]:
@@ -159,12 +160,8 @@ class Search:
         order = sorted(nodes, key=lambda node: (self._used[node], node))
         room = [capacity[node] for node in order]
 
-        def pricing(position: int, count: int) -> Price | None:
-            chosen = self._fill(order[position], count, variant)
-            if chosen is None:
-                return None
-            torn = int(count % self.threads > 0)
-            return Price(len(chosen.groups), chosen.joined, torn, chosen.broken, chosen.leftover)
+        def pricing(position: int, count: int) -> int | None:
+            return self._price(order[position], count, variant)
 
         counts = whole_sockets(room, self.request, pricing) or deal(
             room, self.request.vcpus, self.threads, pricing
@@ -173,6 +170,17 @@ class Search:
             return None
         share = dict(zip(order, counts, strict=True))
         return tuple(share[node] for node in nodes)
+
+    def _price(self, node: int, count: int, variant: Variant) -> int | None:
+        key = (node, count, variant.mask)
+        if key not in self._prices:
+            chosen, torn = self._fill(node, count, variant), int(count % self.threads > 0)
+            self._prices[key] = (
+                None
+                if chosen is None
+                else price(len(chosen.groups), chosen.joined, torn, chosen.broken, chosen.leftover)
+            )
+        return self._prices[key]
 
     def _fill(self, node: int, count: int, variant: Variant) -> Fill | None:
         key = (node, count, variant.mask)

@@ -1,7 +1,6 @@
 """How a VM's vCPUs are divided over NUMA nodes: as its guest nodes say, else evenly."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import add
 from typing import NamedTuple
 
 from pxsched.placement.machine import NO_NODE, Machine
@@ -76,24 +75,21 @@ def sockets(request: Request) -> int:
     return request.vcpus // request.sockets if even else 0
 
 
-class Price(NamedTuple):
-    """What a division costs; smaller is better. groups: L3 groups; joined: cores joined with other VMs.
-    torn: shares that tear the siblings of a core apart. broken: whole groups broken; leftover: CPUs left.
+_DIGIT = 1 << 20  # more than any sum of one part of a price
+
+
+def price(groups: int, joined: int, torn: int, broken: int, leftover: int) -> int:
+    """What a division costs, as one number that can be added: its parts are digits, the first counts most.
+
+    groups: L3 groups; joined: cores joined with other VMs; torn: shares that tear the siblings of a core
+    apart; broken: whole groups broken; leftover: CPUs left.
     """
-
-    groups: int = 0
-    joined: int = 0
-    torn: int = 0
-    broken: int = 0
-    leftover: int = 0
-
-    def plus(self, other: "Price") -> "Price":
-        return Price(*map(add, self, other))
+    return (((groups * _DIGIT + joined) * _DIGIT + torn) * _DIGIT + broken) * _DIGIT + leftover
 
 
 # The price of so many vCPUs on the node at a position; None when they do not fit.
-Pricing = Callable[[int, int], Price | None]
-Division = tuple[Price, tuple[int, ...]]
+Pricing = Callable[[int, int], int | None]
+Division = tuple[int, tuple[int, ...]]
 
 
 def whole_sockets(capacities: Sequence[int], request: Request, pricing: Pricing) -> tuple[int, ...] | None:
@@ -126,19 +122,21 @@ def deal(capacities: Sequence[int], count: int, threads: int, pricing: Pricing) 
 
 def _window(capacities: Sequence[int], count: int, low: int, high: int, pricing: Pricing) -> list[Division]:
     """The cheapest way to give every node from `low` to `high` vCPUs, or all it has room for, if any."""
-    reached: dict[int, Division] = {0: (Price(), ())}
-    left = [sum(min(most, high) for most in capacities[i + 1 :]) for i in range(len(capacities))]
-    for position, most in enumerate(capacities):
+    reached: dict[int, Division] = {0: (0, ())}
+    bounds = [(min(most, low), min(most, high)) for most in capacities]
+    least, most = map(sum, zip(*bounds, strict=True))
+    for position, (fewest, highest) in enumerate(bounds):
+        least, most = least - fewest, most - highest
         after: dict[int, Division] = {}
-        for share in range(min(most, low), min(most, high) + 1):
-            price = pricing(position, share)
-            if price is None:
+        for share in range(fewest, highest + 1):
+            cost = pricing(position, share)
+            if cost is None:
                 continue
             for given, (paid, shares) in reached.items():
                 total = given + share
-                if total > count or total + left[position] < count:
+                if not total + least <= count <= total + most:
                     continue
-                way = (paid.plus(price), (*shares, share))
+                way = (paid + cost, (*shares, share))
                 # Of equals the one where earlier nodes have more.
                 if total not in after or (way[0], after[total][1]) < (after[total][0], way[1]):
                     after[total] = way

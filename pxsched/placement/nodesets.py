@@ -174,32 +174,34 @@ class _Walk:
             if self.need.holds(chosen):
                 self._end(tuple(sorted(chosen)), cost)
             return
-        before, tried = self.allowance.looks, False
-        most = sorted((site.cpus for _, site in others), reverse=True)[:left]
-        most_mib = sorted((site.memory_mib for _, site in others), reverse=True)[:left]
+        allowance, need = self.allowance, self.need
+        before, tried = allowance.looks, False
         # Those that are left out from here on are not taken from these bounds: they stay bounds.
-        if cpus + sum(most) < self.need.cpus or memory_mib + sum(most_mib) < self.need.memory_mib:
+        most = sorted([site.cpus for _, site in others], reverse=True)[:left]
+        most_mib = sorted([site.memory_mib for _, site in others], reverse=True)[:left]
+        if cpus + sum(most) < need.cpus or memory_mib + sum(most_mib) < need.memory_mib:
             return
+        least_cpus = need.cpus - cpus - sum(most[:-1])
+        least_mib = need.memory_mib - memory_mib - sum(most_mib[:-1])
+        least = cost + self.least * (left * (left - 1) // 2)
+        costs = [own for own, _ in others]
         for position, (more, site) in enumerate(others):
-            rest = others[position + 1 :]
-            spent = self.allowance.looks - before
-            if len(rest) < left - 1 or (tried and spent >= looks):
+            spent = allowance.looks - before
+            if len(others) - position < left or (tried and spent >= looks):
                 return
-            within = sum(own for own, _ in others[position : position + left])
-            bound = cost + within + self.least * (left * (left - 1) // 2)
+            bound = least + sum(costs[position : position + left])
             if bound > self.best or (bound == self.best and len(self.found) >= MOST_TIED):
                 return
-            if (
-                cpus + site.cpus + sum(most[: left - 1]) < self.need.cpus
-                or memory_mib + site.memory_mib + sum(most_mib[: left - 1]) < self.need.memory_mib
-            ):
-                self.allowance.looks += 1
+            allowance.looks += 1
+            if site.cpus < least_cpus or site.memory_mib < least_mib:
                 continue
-            self.allowance.looks += 1 + len(rest)
-            far = self.far[site.node]
-            following = [(own + far[other.node], other) for own, other in rest]
-            following.sort(key=_added)
             tried = True
+            following: list[tuple[int, Site]] = []
+            if left > 1:
+                allowance.looks += len(others) - position - 1
+                far = self.far[site.node]
+                following = [(own + far[other.node], other) for own, other in others[position + 1 :]]
+                following.sort(key=_added)
             self._extend(
                 (*chosen, site.node), cost + more, cpus + site.cpus, memory_mib + site.memory_mib, following,
                 (looks - spent) // 2,

@@ -5,13 +5,13 @@ touches, `isolate` one CPU of each such core, `share` any free CPU.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from pxsched.placement.machine import Cell, Machine
 from pxsched.settings.policy import Smt
-from pxsched.value import Value, replace
 
 
-class Fill(Value):
+class Fill(NamedTuple):
     """CPUs chosen on one node. groups: their L3 groups; broken: untouched L3 groups that are now partly
     used; leftover: CPUs still free in the chosen groups; disturbed: demand of shared VMs living there;
     joined: cores that another VM has part of.
@@ -25,7 +25,7 @@ class Fill(Value):
     joined: int
 
 
-class Stock(Value):
+class Stock(NamedTuple):
     """One cell's usable CPUs. whole: nothing of the cell is in use. alone: how many of the CPUs are on cores
     that no other VM has part of.
     """
@@ -194,7 +194,7 @@ def _cores(stock: Stock, count: int, touched: int) -> int:
     if count == stock.capacity:
         return stock.mask
     if stock.alone >= count and stock.mask & touched:
-        stock = replace(stock, mask=stock.mask & ~touched, capacity=stock.alone)
+        stock = stock._replace(mask=stock.mask & ~touched, capacity=stock.alone)
         return _cores(stock, count, 0)
     cores = [core & stock.mask for core in stock.cell.cores if core & stock.mask]
     # Stable: among cores of one size the lower one comes first.
