@@ -142,7 +142,7 @@ def main():
     )
     parser.add_argument("traces", type=Path)
     parser.add_argument("--passes", type=int, default=60)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=10)
     options = parser.parse_args()
     traces = planetlab(options.traces, "20110322")
     print("| load | rule | weighted fairness | contention | 5th percentile of what is due | moves |")

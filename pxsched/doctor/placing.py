@@ -20,7 +20,7 @@ _ISOLATED = (
 def fence(subject: Subject) -> Iterator[Finding]:
     """Whether the VMs' slice may use all CPUs."""
     node = _node(subject)
-    found = fences.of_vm(node, subject.ledger, 0, runs=False)
+    found = fences.of_vm(node, subject.ledger, 0, None)
     if found is not None:
         inside = cpulist.format(found.cpus & subject.topology.online) or "no CPU"
         outside = cpulist.format(subject.topology.online - found.cpus)
@@ -33,7 +33,7 @@ def vms(subject: Subject) -> Iterator[Finding]:
     """Each VM that is opted in: whether it has a place, and what to know of it."""
     node = _node(subject)
     placed = 0
-    common = fences.of_vm(node, subject.ledger, 0, runs=False)
+    common = fences.of_vm(node, subject.ledger, 0, None)
     known = set(remarks.of_fence(common, node.topology))  # said once for all, above
     for guest in subject.enabled:
         try:

@@ -85,6 +85,12 @@ def stated_cpus(root: Root, group: str) -> frozenset[int] | None:
     return cpulist.parse(text) if text else None
 
 
+def group_of(root: Root, pid: int) -> str | None:
+    """The group of the v1 cpuset hierarchy that a process is in; None on v2. Rule: cpuset(7)."""
+    text = root.read(f"proc/{pid}/cpuset") if version(root) is Version.V1 else None
+    return None if text is None or ".." in text.split("/") else text.strip("/")
+
+
 def put(root: Root, group: str, name: str, value: str) -> None:
     """Writes a file of a group that systemd does not look after. Raises OSError."""
     file = root.path(f"{path(root, group)}/{name}")

@@ -138,7 +138,7 @@ def update(
         wish = request(
             sighting.vmid, machine, policy, device_nodes=nodes, running_vcpus=sighting.running_vcpus
         )
-        fence = fences.of_vm(node, ledger, wish.vmid, runs=sighting.process is not None)
+        fence = fences.of_vm(node, ledger, wish.vmid, sighting.process)
         if fence is not None:
             wish = replace(wish, fence=fence.cpus, fence_name=fence.name)
         wishes.append((wish, sighting, policy))

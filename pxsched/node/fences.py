@@ -3,10 +3,14 @@ or of a VM's scope, an admin's cpuset partition.
 
 Rules: systemd.resource-control(5) AllowedCPUs=; Documentation/admin-guide/cgroup-v2.rst: a group's tasks run
 on what `cpuset.cpus.effective` says; where a group has no such file, on what the nearest group above says.
+
+On cgroup v1 systemd has no cpusets: a VM is in the set of whoever started it, which is known once it runs.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from pxsched.errors import UserError
+from pxsched.guest.process import Process
 from pxsched.host import cgroup, cpulist
 from pxsched.ledger.file import Ledger
 from pxsched.root import Root
@@ -34,15 +38,15 @@ def of_slice(root: Root) -> tuple[str, frozenset[int]] | None:
     return None
 
 
-def of_vm(node: "Node", ledger: Ledger, vmid: int, *, runs: bool) -> Fence | None:
+def of_vm(node: "Node", ledger: Ledger, vmid: int, process: Process | None) -> Fence | None:
     """The fence around one VM, without what we confine it to ourselves; None when it may use all CPUs.
 
-    runs: it has a scope, which may be narrower than the slice.
+    process: that runs, in a scope which may be narrower than the slice; None before the VM's start.
     """
     said = node.slice_cpus
-    own = cgroup.stated_cpus(node.root, cgroup.scope(vmid)) if runs else None
+    own = None if process is None else _own(node.root, vmid, process)
     if own is not None and not _confined(ledger, vmid):
-        said = cgroup.scope(vmid), own
+        said = own
     if said is None:
         return None
     group, cpus = said
@@ -53,6 +57,18 @@ def of_vm(node: "Node", ledger: Ledger, vmid: int, *, runs: bool) -> Fence | Non
         if node.topology.online <= cpus:
             return None
     return Fence(cpus, name_of(node.root, group))
+
+
+def _own(root: Root, vmid: int, process: Process) -> tuple[str, frozenset[int]] | None:
+    """The group that says what a running VM may use, and what that is; None where its slice says it."""
+    group = cgroup.group_of(root, process.pid)
+    if group is not None:
+        try:
+            return group, cgroup.effective_cpus(root, group)
+        except UserError:
+            return None  # it ended meanwhile
+    cpus = cgroup.stated_cpus(root, cgroup.scope(vmid))
+    return None if cpus is None else (cgroup.scope(vmid), cpus)
 
 
 def _confined(ledger: Ledger, vmid: int) -> bool:
@@ -74,6 +90,8 @@ def _given_back(ledger: Ledger) -> frozenset[int]:
 
 def name_of(root: Root, group: str) -> str:
     """Who narrows a group: the nearest that asks for CPUs of its own, else one that took some for itself."""
+    if cgroup.version(root) is cgroup.Version.V1:
+        return f"the cpuset /{group}"
     while group:
         if cgroup.configured_cpus(root, group):
             return f"AllowedCPUs of {group.rpartition('/')[2]}"

@@ -137,7 +137,7 @@ def _beside(
 
 def _fenced(node: Node, ledger: Ledger, claim: Claim) -> frozenset[int] | None:
     """The CPUs that a VM may be moved to, by its policy and its cgroup; None for all."""
-    fence = fences.of_vm(node, ledger, claim.vmid, runs=claim.process is not None)
+    fence = fences.of_vm(node, ledger, claim.vmid, claim.process)
     allowed = _allowed(claim, node)
     return allowed if fence is None else fence.cpus & (node.topology.online if allowed is None else allowed)
 

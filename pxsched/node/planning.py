@@ -76,7 +76,7 @@ def _look(node: Node, ledger: Ledger, vmid: int) -> tuple[Sighting, Outlook]:
     sighting = nodes.sight(node.root, vmid, starter=_NOBODY, source=source, hooked=True)
     if sighting.machine is None:
         raise UserError(f"there is no VM {vmid} on node {node.name}")
-    fence = fences.of_vm(node, ledger, vmid, runs=sighting.process is not None)
+    fence = fences.of_vm(node, ledger, vmid, sighting.process)
     changes = claims.update(node, ledger, [sighting], views.device_nodes(node, [sighting]))
     claim = None if vmid in changes.refused else ledger.claims.get(vmid)
     refused = changes.refused.get(vmid, "" if claim else "it ended meanwhile")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pxsched.guest.process import Process
 from pxsched.host import cpulist
 from pxsched.knobs.scope import DropIn, Partition
 from pxsched.ledger import file as ledgers
@@ -21,7 +22,8 @@ def fence(small, cpus: str, group: str = "qemu.slice", *, configured: bool = Tru
 
 def of_vm(small, vmid: int = 100, ledger: Ledger | None = None, *, runs: bool = True) -> Fence | None:
     node = sighting.open_node(small.root, {})
-    return fences.of_vm(node, ledger or ledgers.peek(small.root), vmid, runs=runs)
+    process = Process(vmid * 100, 100) if runs else None
+    return fences.of_vm(node, ledger or ledgers.peek(small.root), vmid, process)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,32 @@ def test_a_group_that_may_use_all_cpus_is_no_fence(small, cpus):
 
 def test_without_cpusets_there_is_no_fence(small):
     (small.base / f"{CGROUP}/cpuset.cpus.effective").unlink()
+    assert of_vm(small) is None
+
+
+def on_v1(small) -> None:
+    (small.base / f"{CGROUP}/cgroup.controllers").unlink()
+    (small.base / f"{CGROUP}/cpuset.cpus.effective").unlink()
+    small.put(f"{CGROUP}/cpuset/cgroup.procs", "")
+    small.put(f"{CGROUP}/cpuset/cpuset.effective_cpus", "0-11")
+
+
+def test_on_cgroup_v1_a_running_vm_has_the_set_it_was_started_in(small):
+    on_v1(small)
+    small.vm(100, "cores: 2", vcpus=2)
+    small.put("proc/10000/cpuset", "/user/vms")
+    small.put(f"{CGROUP}/cpuset/user/vms/cpuset.effective_cpus", "4-5,10")
+    assert of_vm(small) == Fence(frozenset((4, 5, 10)), "the cpuset /user/vms")
+    assert frozenset().union(*map(cpulist.parse, small.cpus(100))) <= {4, 5, 10}
+    assert of_vm(small, runs=False) is None, "in which set it will be is not known"
+
+
+@pytest.mark.parametrize("group", ["/", "/user/gone", "/../elsewhere"])
+def test_on_cgroup_v1_no_set_is_made_up(small, group):
+    on_v1(small)
+    small.put("proc/10000/cpuset", group)
+    assert of_vm(small) is None
+    (small.base / "proc/10000/cpuset").unlink()
     assert of_vm(small) is None
 
 

@@ -7,12 +7,12 @@ import time
 import pytest
 
 from bench.models.cpu import machine
-from pxsched.balance import samples
+from pxsched.balance import cpu, samples
 from pxsched.guest import balloon, schedstat
 from pxsched.guest.config import GuestNode, Machine
 from pxsched.guest.process import Process
 from pxsched.guest.schedstat import Reader, Wanted
-from pxsched.host import pressure
+from pxsched.host import cpulist, pressure
 from pxsched.host.topology import CpuKind
 from pxsched.ledger.claim import Claim, State
 from pxsched.ledger.file import Ledger
@@ -22,7 +22,7 @@ from pxsched.node.sighting import Node, Sighting
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
 from pxsched.settings.files import Settings
-from pxsched.settings.policy import Policy, Prefer
+from pxsched.settings.policy import NodeSettings, Policy, Prefer
 from pxsched.value import replace
 
 pytestmark = pytest.mark.measures
@@ -232,6 +232,37 @@ def test_a_vm_is_not_offered_cpus_away_from_the_memory_it_is_bound_to():
     vm = seen_as(node, claim, Machine(numa=True, guest_nodes=bound))
     assert (vm.movable, vm.allowed) == (True, here)
     assert seen_as(node, claim, Machine(numa=True)).allowed is None
+
+
+def moves(base, fenced: dict[str, str]) -> set[frozenset[int]]:
+    """Where four busy VMs on four of sixteen CPUs are sent. fenced: the CPUs that groups say they have."""
+    node = replace(node_of(machine(nodes=2, caches=2)), root=Root(str(base)))
+    home, ledger = node.topology.l3s[0].cpus, Ledger()
+    for group, cpus in fenced.items():
+        for name in ("cpuset.cpus", "cpuset.cpus.effective"):
+            write(base, f"sys/fs/cgroup/{group}/{name}", f"{cpus}\n")
+    busy = samples.Rate(0.5, 0.5, 1.0)
+    vms = []
+    for vmid in range(100, 104):
+        claim = placed(home)
+        placement = replace(claim.placement, vmid=vmid)
+        ledger.claims[vmid] = replace(claim, placement=placement, process=Process(vmid, 8))
+        uses = {vmid: samples.Use(vmid, 8, 2.0, (busy,) * 2, samples.Rate(1.0, 1.0, 2.0))}
+        sighting = Sighting(vmid, Machine(cores=2), Process(vmid, 8))
+        vms.append(measuring.vm(sighting, ledger, uses, node, Seen(1, ())))
+    pool = measuring.pool(node, ledger)
+    outcome = cpu.rebalance(vms, node.topology, pool, cpu.State(), NodeSettings(moves=8), 100.0)
+    return {move.after for move in outcome.moves}
+
+
+def test_the_balancer_sends_nobody_out_of_a_fence(tmp_path):
+    assert any(not after <= frozenset(range(8)) for after in moves(tmp_path / "open", {}))
+    for number, fenced in enumerate(({"qemu.slice": "0-7"}, {"": "0-5", "rt.slice": "6-15"})):
+        inside = cpulist.parse(next(iter(fenced.values())))
+        found = moves(tmp_path / str(number), fenced)
+        assert found and all(after <= inside for after in found)
+    own = {f"qemu.slice/{vmid}.scope": "0-3" for vmid in range(100, 104)}
+    assert moves(tmp_path / "scopes", own) == set()
 
 
 def test_a_vm_whose_vcpus_are_apart_for_a_reason_stays():
