@@ -41,34 +41,35 @@ def run(options: argparse.Namespace) -> int:
 def _shape(options: argparse.Namespace) -> int:
     root: Root = options.root
     found = looking.of(nodes.open_node(root), options.vm)
-    write = options.apply and not options.dry_run
+    write = bool(options.apply and not options.dry_run and found.changes)
     if options.apply and found.reason:
         raise UserError(f"VM {found.vmid} is not shaped: {found.reason}")
-    if write and found.changes:
-        writing.apply(root, found, _api(root))
     if options.json:
-        print_json(document(root, found) | {"applied": write and bool(found.changes)})
+        if write:
+            writing.apply(root, found, _api(root))
+        print_json(document(root, found) | {"applied": write})
         return Exit.DONE
     say(*report.heading(found.vmid, found.seen, found.real))
     if found.seen and found.real:
         say("", *report.pictures(found.seen, found.real, found.seats), "")
     say(*(f"  {line}" for line in found.differences))
-    say(*_conclusion(root, found, written=write))
+    say(*_conclusion(found))
+    if write:
+        writing.apply(root, found, _api(root))
+        say("written, for the next start")
+    elif found.changes and not found.reason:
+        why = writing.why_not_now(root, found.vmid, found.options)
+        say(f"not now: {why}" if why else f"`pxsched shape {found.vmid} --apply` writes it")
     return Exit.DONE
 
 
-def _conclusion(root: Root, found: Look, *, written: bool) -> list[str]:
+def _conclusion(found: Look) -> list[str]:
     if found.reason:
         return [f"no shape: {found.reason}"]
     if not found.changes:
         return ["the guest sees what it has"]
-    lines = ["written, for the next start:" if written else "what would mirror it, from the next start:"]
-    lines += report.diff(found.options, found.changes)
-    lines += notes(found)
-    if not written:
-        why = writing.why_not_now(root, found.vmid, found.options)
-        lines.append(f"not now: {why}" if why else f"`pxsched shape {found.vmid} --apply` writes it")
-    return lines
+    lines = ["what would mirror it, from the next start:", *report.diff(found.options, found.changes)]
+    return lines + notes(found)
 
 
 def notes(found: Look) -> list[str]:

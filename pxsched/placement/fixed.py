@@ -44,8 +44,8 @@ def place_pinned(host: Host, holdings: Sequence[Holding], request: Request) -> P
 
 
 def place_constrained(host: Host, holdings: Sequence[Holding], request: Request) -> Placement:
-    """Every vCPU on the whole list, or on what of it is beside its memory. Raises Refused when none of its
-    CPUs can be had.
+    """Every vCPU on the whole list, or on what of it is beside its memory, or where its guest node or socket
+    is. Raises Refused when none of its CPUs can be had.
     """
     listed = frozenset(request.affinity)
     online = listed & host.topology.online
@@ -73,6 +73,11 @@ def place_constrained(host: Host, holdings: Sequence[Holding], request: Request)
         "affinity keeps its vCPUs on",
     )
     vcpus = tuple(bindings.anchored(machine, request, (cpus,) * request.vcpus))
+    if request.guest_nodes or request.sockets > 1:
+        from pxsched.placement import together
+
+        vcpus, said = together.kept(machine, request, vcpus)
+        why += said
     vcpus, lines = isolated.apart(machine, occupancy(machine, holdings, request, host), request, vcpus)
     rest = isolated.floating(machine, cpus)
     if not rest:

@@ -85,6 +85,11 @@ def _floating(
         from pxsched.placement import bindings
 
         vcpus = tuple(bindings.anchored(machine, request, vcpus))
+    if len(home.nodes) > 1 and (request.guest_nodes or request.sockets > 1):
+        from pxsched.placement import together
+
+        vcpus, said = together.kept(machine, request, vcpus)
+        why[1:1] = said
     if not home.mask & machine.isolated:
         return vcpus, cpus
     from pxsched.placement import isolated

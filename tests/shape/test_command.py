@@ -45,7 +45,9 @@ def test_apply_start_stop_and_undo_leave_the_configuration_as_it_was(sandbox):
     assert "name: late" in before
 
     file.write_text(original)
-    assert run(sandbox, "shape", "100", "--apply")[0] == 0
+    code, out, _ = run(sandbox, "shape", "100", "--apply")
+    assert code == 0
+    assert out.index(f"+ args: {FOREIGN} -smp ") < out.index("written, for the next start")
     assert f"args: {FOREIGN} -smp sockets=1,dies=1,cores=1,threads=2" in text(sandbox)
     assert "numa0" not in text(sandbox)
     sandbox.qm("start", 100)
@@ -77,9 +79,10 @@ def test_a_dry_run_shows_the_difference_and_writes_nothing(sandbox):
 def test_nothing_is_changed_for_a_vm_that_runs(sandbox):
     sandbox.qm("start", 100)
     before = text(sandbox)
-    code, _, err = run(sandbox, "shape", "100", "--apply")
+    code, out, err = run(sandbox, "shape", "100", "--apply")
     assert code == 1
     assert "it runs" in err
+    assert "written" not in out
     assert text(sandbox) == before
     assert "not now: it runs" in run(sandbox, "shape", "100")[1]
 
