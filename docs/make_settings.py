@@ -23,8 +23,8 @@ This page is generated from `pxsched/settings/policy.py` by `docs/make_settings.
 |---|---|---|
 | `/etc/pve/pxsched.toml` | the whole cluster | root; Proxmox replicates it |
 | `/etc/pxsched/pxsched.toml` | this node; wins over the cluster's, key by key | root |
-| `/etc/default/proxmox-scheduler` | features and governors, as `KEY=VALUE` | root |
-| the environment | the same names as in that file, and wins over it | root |
+| `/etc/default/proxmox-scheduler` | the few names below; the files above win | root |
+| the environment | the same names, and wins over that file | root |
 
 Nothing that a tenant can write is a setting. A VM's tag `pxsched-NAME` chooses the profile NAME only when
 that profile says `tag = true`; notes are never read. Unknown keys and bad values are named by the hook and by
@@ -39,31 +39,81 @@ node started leaves the defaults, and that is said, too. To do away with setting
 one counts at once if it has a comment in it, and else after a minute, as it may be a copy in the middle. A
 file that is but the beginning of what it was counts after ten seconds.
 
+## Recipes
+
+CPU numbers are examples; `pxsched topology` shows those of a node. Write a recipe to
+`/etc/pxsched/pxsched.toml`, then look at `pxsched doctor` and, before a VM starts, at `pxsched plan VMID`.
+
+### A workstation whose GPU is passed through
+
+One VM, 100, gets whole cores, and host tasks, containers, other VMs and interrupts stay off them. The guest
+is told of its cores and caches. Of an 8-core machine with SMT the host keeps one core.
+
     [node]
-    housekeeping = "0,32"
-
-    [defaults]
-    smt = "require"
-
-    [profile.fast]
-    tag = true                 # a VM may choose it by the tag pxsched-fast
-    class = "dedicated"
-    governor = "performance"
+    housekeeping = "0,8"
+    isolation = "slices"
+    others = "confine"
+    device_interrupts = true
 
     [vm.100]
-    profile = "fast"
-    strict = true
+    class = "dedicated"
+    smt = "require"            # siblings of a core belong to one guest core
+    memory = "strict"          # from its own nodes, or it does not start
+    shape = "apply"
+    strict = true              # better no start than a bad one
+
+Then `pxsched enable 100`.
+
+### A node of a Kubernetes cluster
+
+Karpenter fills the node with VMs that come and go. They are clones of templates on which
+`pxsched enable VMID` was run, and clones keep the hookscript. In `/etc/default/proxmox-scheduler` stands
+`PROXMOX_FEATURE_FLAGS=karpenter`.
+
+    [node]
+    housekeeping = "0,32"
+    karpenter_reserved_mib = 8192
+
+    [defaults]
+    balloon = false            # a kubelet counts on all its memory
+    shape = "apply"            # pinned workers are told which of their CPUs are siblings
+
+### A hoster with more vCPUs and memory sold than there are
+
+Everybody gets a home, CPU time is evened out, and memory goes where it is used. Tenants may write tags, so no
+profile is open to them; who paid for cores of his own gets them.
+
+    [node]
+    reserved_mib = 8192        # the host's own, storage caches included
+    moves = 4
+    cooldown_s = 120
+
+    [defaults]
+    far_memory = "never"
+    balloon_minimum_percent = 50
+
+    [profile.paid]
+    class = "dedicated"
+    smt = "isolate"            # nobody on the siblings of its cores
+    balloon = false
+
+    [vm.100]
+    profile = "paid"
+
+Then `pxsched enable --all --balloon`.
 
 ## `/etc/default/proxmox-scheduler`
 
 | name | default | meaning |
 |---|---|---|
 | `PROXMOX_FEATURE_FLAGS` | none | comma list; `karpenter`: keep a VM that describes this node |
-| `CPU_GOVERNOR_BUSY` | unset | frequency governor of the CPUs of pinned and dedicated VMs while they run |
-| `CPU_GOVERNOR_FREE` | unset | governor of CPUs that are given back; unset: the one they had before |
+| `CPU_GOVERNOR_BUSY` | `performance` by a line of the file that is installed | `governor` of `[defaults]` |
+| `CPU_GOVERNOR_FREE` | unset: the governor they had before | `governor_free` of `[node]` |
+| `RESERVED_CPUS` | unset | `housekeeping` of `[node]` |
 
-`VERBOSITY`, `WATCH_PATH`, `MAX_RETRIES` and `RESYNC_INTERVAL` of the older daemon of that name are accepted
-and mean nothing any more.
+`governor = ""` in `[defaults]`, a profile or a VM leaves the governors alone. A file that is there already is
+kept as it is. The other names of the older daemon of that name, and its flags in `EXTRA_ARGS`, are known, and
+`pxsched doctor` says what does the same here; [replacing.md](replacing.md) has how to move over.
 """
 
 
@@ -89,10 +139,10 @@ def page() -> str:
 
 
 def _table(model: type[Settings]) -> Iterator[str]:
-    yield "| key | default | values | meaning |"
+    yield "| key | default | takes | meaning |"
     yield "|---|---|---|---|"
     for name, setting in model.declared.items():
-        cells = (f"`{key_of(name)}`", _shown(setting.default), _values(setting.default), setting.help)
+        cells = (f"`{key_of(name)}`", _shown(setting.default), setting.values, setting.help)
         yield f"| {' | '.join(cells)} |"
 
 
@@ -104,16 +154,6 @@ def _shown(value: object) -> str:
     if isinstance(value, float):
         return f"`{value:g}`"
     return '`""`' if value == "" else f"`{value}`"
-
-
-def _values(value: object) -> str:
-    if isinstance(value, bool):
-        return "`true`, `false`"
-    if isinstance(value, StrEnum):
-        return ", ".join(f"`{member.value}`" for member in type(value))
-    if isinstance(value, int | float):
-        return "number"
-    return "text"
 
 
 if __name__ == "__main__":

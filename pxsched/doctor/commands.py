@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator
 
 from pxsched.arguments import add, print_json
-from pxsched.doctor import balloons, exclusive, host, placing, shape, vms
+from pxsched.doctor import balloons, exclusive, host, placing, rivals, shape, vms
 from pxsched.doctor.bundle import file as bundle
 from pxsched.doctor.finding import Finding, Level, Subject
 from pxsched.errors import Exit, UserError
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 def examine(root: Root) -> Iterator[Finding]:
     """All checks; one that fails is itself a finding, and the others go on."""
     subject = Subject(root)
-    node = (*host.CHECKS, *vms.CHECKS, *balloons.CHECKS)
+    node = (*host.CHECKS, *rivals.CHECKS, *vms.CHECKS, *balloons.CHECKS)
     for check in (*node, *placing.CHECKS, *exclusive.CHECKS, *shape.CHECKS):
         try:
             yield from check(subject)

@@ -7,13 +7,6 @@ from pxsched.doctor.finding import Finding, Level, Subject, some, vms
 from pxsched.host import cpulist
 
 CPU_DIR = "sys/devices/system/cpu"
-# Daemons that turn the same knobs, and what they turn.
-RIVALS = {
-    "irqbalance": ("moves interrupts", "systemctl disable --now irqbalance"),
-    "tuned": ("sets governors and affinities", "tuned-adm off, or a profile without [cpu] and [scheduler]"),
-    "numad": ("moves processes between NUMA nodes", "systemctl disable --now numad"),
-    "auto-cpufreq": ("sets governors", "auto-cpufreq --remove"),
-}
 
 
 def versions(subject: Subject) -> Iterator[Finding]:
@@ -52,22 +45,6 @@ def cgroups(subject: Subject) -> Iterator[Finding]:
         yield Finding(Level.OK, "cgroups", "version 2 with cpuset")
 
 
-def rivals(subject: Subject) -> Iterator[Finding]:
-    """Other daemons that write over what we write; each pass puts it right again, and they do, too."""
-    root = subject.root
-    names = {root.read(f"proc/{name}/comm") for name in root.list("proc") if name.isdecimal()}
-    running = [name for name in RIVALS if name in names]
-    for name in running:
-        what, remedy = RIVALS[name]
-        yield Finding(Level.WARN, "other daemons", f"{name} runs and {what}, against us", remedy)
-    if not running:
-        yield Finding(Level.OK, "other daemons", "none of irqbalance, tuned, numad works against us")
-    if root.read("proc/sys/kernel/numa_balancing") == "1" and len(subject.topology.nodes) > 1:
-        text = "automatic NUMA balancing is on: it moves pages of VMs whose vCPUs are pinned for nothing"
-        remedy = "sysctl kernel.numa_balancing=0 when all VMs are placed"
-        yield Finding(Level.NOTE, "other daemons", text, remedy)
-
-
 def topology(subject: Subject) -> Iterator[Finding]:
     machine = subject.topology
     for warning in machine.warnings:
@@ -84,8 +61,10 @@ def topology(subject: Subject) -> Iterator[Finding]:
 
 
 def governor(subject: Subject) -> Iterator[Finding]:
-    """Whether the governors that settings name exist."""
-    wanted = {subject.settings.governor_busy, subject.settings.defaults.governor}
+    """Whether the governors that settings name exist. Where there are none at all, `performance` is no fault:
+    the settings that come with the program name it.
+    """
+    wanted = {subject.settings.defaults.governor}
     wanted |= {str(profile.overlay.get("governor", "")) for profile in subject.settings.profiles.values()}
     wanted |= {str(overlay.get("governor", "")) for overlay in subject.settings.vms.values()}
     wanted |= {subject.settings.node.governor_free}
@@ -93,7 +72,7 @@ def governor(subject: Subject) -> Iterator[Finding]:
     first = f"{CPU_DIR}/cpu{min(subject.topology.online)}/cpufreq"
     driver = subject.root.read(f"{first}/scaling_driver")
     if driver is None:
-        level = Level.WARN if wanted else Level.OK
+        level = Level.WARN if wanted - {"performance"} else Level.NOTE if wanted else Level.OK
         remedy = "turn on frequency control in the firmware, or unset the governor" if wanted else ""
         yield Finding(level, "governor", "no frequency driver: the firmware decides", remedy)
         return
@@ -157,4 +136,4 @@ def _remote_devices(subject: Subject, vmid: int) -> Iterator[Finding]:
                 yield Finding(Level.WARN, "passthrough", text, remedy)
 
 
-CHECKS = (versions, cgroups, rivals, topology, governor, security, passthrough)
+CHECKS = (versions, cgroups, topology, governor, security, passthrough)

@@ -128,6 +128,8 @@ def settings(subject: Subject) -> Iterator[Finding]:
         yield Finding(Level.WARN, "settings", warning, "docs/settings.md lists every key")
     if not subject.settings.warnings and not subject.settings.stale:
         yield Finding(Level.OK, "settings", "all keys and values are understood")
+    for note in subject.settings.notes:
+        yield Finding(Level.NOTE, "settings", note)
 
 
 def huge_pages(subject: Subject) -> Iterator[Finding]:

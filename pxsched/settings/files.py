@@ -1,8 +1,8 @@
 """What the admin wants, read from all its sources and checked against the declarations in `policy`. A file
 that cannot be read counts as it was when it could (`kept`).
 
-Sources, later ones win: built-in defaults, /etc/pve/pxsched.toml (whole cluster), /etc/pxsched/pxsched.toml
-(this node), key by key; /etc/default/proxmox-scheduler and the environment for the few upper-case names.
+Sources, later ones win, key by key: built-in defaults; the few upper-case names (`default_file`);
+/etc/pve/pxsched.toml (whole cluster); /etc/pxsched/pxsched.toml (this node).
 All of them can be written by root only. A VM's tags may choose a profile that allows it, and nothing else.
 """
 
@@ -15,16 +15,13 @@ from typing import Any
 from pxsched.errors import nearest
 from pxsched.host.name import name_of
 from pxsched.root import Root
-from pxsched.settings import kept
-from pxsched.settings.policy import NodeSettings, Policy, Shaping, key_of, word
+from pxsched.settings import default_file, kept
+from pxsched.settings.default_file import DEFAULT_FILE, UpperCase
+from pxsched.settings.policy import NodeSettings, Policy, Shaping, key_of
 from pxsched.value import NOTHING, Value, replace
 
 CLUSTER_FILE = "etc/pve/pxsched.toml"
 NODE_FILE = "etc/pxsched/pxsched.toml"
-DEFAULT_FILE = "etc/default/proxmox-scheduler"
-FEATURES = ("karpenter",)
-# Names that the older daemon proxmox-scheduler knew and that no longer mean anything.
-RETIRED = ("VERBOSITY", "WATCH_PATH", "MAX_RETRIES", "RESYNC_INTERVAL")
 
 
 class Profile(Value):
@@ -35,8 +32,9 @@ class Profile(Value):
 
 
 class Settings(Value):
-    """Everything the admin said. warnings: what of it is not understood, one line each. stale: which files
-    cannot be read, so that what they said last is in force.
+    """Everything the admin said. warnings: what of it is not understood, one line each. notes: what of it the
+    older daemon of that name would take otherwise. stale: which files cannot be read, so that what they said
+    last is in force.
     """
 
     node: NodeSettings = NodeSettings()
@@ -45,15 +43,13 @@ class Settings(Value):
     vms: Mapping[int, Mapping[str, Any]] = NOTHING
     vm_profiles: Mapping[int, str] = NOTHING
     features: frozenset[str] = frozenset()
-    governor_busy: str = ""
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
 
     def policy(self, vmid: int, tags: Iterable[str] = ()) -> Policy:
         """The policy of one VM; tags come from tenants and count only where a profile offers itself."""
         policy = self.defaults
-        if self.governor_busy and not policy.governor:
-            policy = replace(policy, governor=self.governor_busy)
         profile = self.profile(vmid, tags)
         if profile:
             policy = replace(policy, **self.profiles[profile].overlay)
@@ -80,20 +76,17 @@ def load(root: Root, environ: Mapping[str, str] = os.environ, *, keep: bool = Fa
 
     keep: what could be read is kept for the day it cannot.
     """
-    warnings: list[str] = []
     files = _Files(root, keep)
     documents = {f"/{file}": files.toml(file) for file in (CLUSTER_FILE, NODE_FILE)}
-    upper = _upper_case(files.text(DEFAULT_FILE), environ, warnings)
+    upper = default_file.read(files.text(DEFAULT_FILE), environ)
     files.close()
-    found = _settings(documents, lambda: name_of(root), upper, warnings)
-    return replace(found, warnings=tuple(warnings), stale=tuple(files.stale))
+    found = _settings(documents, lambda: name_of(root), upper)
+    return replace(found, stale=tuple(files.stale))
 
 
 def of_node(name: str, shared: Mapping[str, object], local: Mapping[str, object]) -> Settings:
     """What another node goes by. shared, local: the content of the cluster's file, and of its own."""
-    documents = {f"/{CLUSTER_FILE}": shared, f"{name}:/{NODE_FILE}": local}
-    warnings: list[str] = []
-    return replace(_settings(documents, lambda: name, {}, warnings), warnings=tuple(warnings))
+    return _settings({f"/{CLUSTER_FILE}": shared, f"{name}:/{NODE_FILE}": local}, lambda: name, UpperCase())
 
 
 def content(root: Root, file: str) -> Mapping[str, object]:
@@ -102,23 +95,22 @@ def content(root: Root, file: str) -> Mapping[str, object]:
 
 
 def _settings(
-    documents: Mapping[str, Mapping[str, object]],
-    name: Callable[[], str],
-    upper: Mapping[str, str],
-    warnings: list[str],
+    documents: Mapping[str, Mapping[str, object]], name: Callable[[], str], upper: UpperCase
 ) -> Settings:
     """documents: by file, later ones win. name: of the node whose settings these are."""
-    tables: dict[str, dict[str, object]] = {"node": {}, "defaults": {}, "profile": {}, "vm": {}}
+    warnings = [*upper.warnings]
+    tables: dict[str, dict[str, object]] = {
+        "node": {**upper.node},
+        "defaults": {**upper.defaults},
+        "profile": {},
+        "vm": {},
+    }
     for file, document in documents.items():
         _overlay(tables, document, file, warnings)
         _overlay(tables, _of_one_node(document, name), f"{file} [node.NAME]", warnings)
     nodes = (key for key, value in tables["node"].items() if isinstance(value, dict))
     for one in [key for key in nodes if key not in NodeSettings.declared]:
         del tables["node"][one]
-    node = _build(NodeSettings, tables["node"], "[node]", warnings)
-    node_settings = NodeSettings(**node)
-    if upper.get("CPU_GOVERNOR_FREE"):
-        node_settings = replace(node_settings, governor_free=upper["CPU_GOVERNOR_FREE"])
     profiles = {}
     for title, table in tables["profile"].items():
         body = _table(table, f"[profile.{title}]", warnings)
@@ -144,13 +136,14 @@ def _settings(
             warnings.append(f"[vm.{vmid}] profile: not a profile's name")
         vms[int(vmid)] = _build(Policy, body, f"[vm.{vmid}]", warnings)
     return Settings(
-        node=node_settings,
+        node=NodeSettings(**_build(NodeSettings, tables["node"], "[node]", warnings)),
         defaults=Policy(**_build(Policy, tables["defaults"], "[defaults]", warnings)),
         profiles=profiles,
         vms=vms,
         vm_profiles=vm_profiles,
-        features=_features(upper.get("PROXMOX_FEATURE_FLAGS", ""), warnings),
-        governor_busy=upper.get("CPU_GOVERNOR_BUSY", ""),
+        features=upper.features,
+        warnings=tuple(warnings),
+        notes=upper.notes,
     )
 
 
@@ -266,47 +259,3 @@ def _overlay(
             if isinstance(value, dict) and isinstance(before, dict):
                 value = before | value
             tables[name][key] = value
-
-
-def _upper_case(text: str, environ: Mapping[str, str], warnings: list[str]) -> dict[str, str]:
-    """KEY=VALUE lines of the default file, overlaid by the environment; only the names that still count."""
-    names = ("PROXMOX_FEATURE_FLAGS", "CPU_GOVERNOR_BUSY", "CPU_GOVERNOR_FREE")
-    values: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        line = line.strip().removeprefix("export ").strip()
-        if not line or line.startswith("#"):
-            continue
-        key, equals, value = line.partition("=")
-        where = f"/{DEFAULT_FILE}:{number}"
-        if not equals:
-            warnings.append(f"{where}: {line[:60]!r} is not KEY=VALUE")
-        elif key in names:
-            values[key] = _unquoted(value)
-        elif key in RETIRED:
-            warnings.append(f"{where}: {key} no longer means anything and can be removed")
-        else:
-            warnings.append(f"{where}: unknown setting {key[:60]!r}{nearest(key, (*names, *RETIRED))}")
-    values |= {name: environ[name] for name in names if name in environ}
-    for name in ("CPU_GOVERNOR_BUSY", "CPU_GOVERNOR_FREE"):
-        try:
-            word(values.get(name, ""))
-        except ValueError as error:
-            warnings.append(f"{name}: {error}")
-            del values[name]
-    return values
-
-
-def _unquoted(value: str) -> str:
-    value = value.strip()
-    if len(value) > 1 and value[0] in "\"'" and value[0] == value[-1]:
-        return value[1:-1]
-    return value.split(" #")[0].strip()
-
-
-def _features(text: str, warnings: list[str]) -> frozenset[str]:
-    named = {name.strip() for name in text.split(",") if name.strip()}
-    warnings.extend(
-        f"PROXMOX_FEATURE_FLAGS: unknown feature {name[:40]!r}{nearest(name, FEATURES)}"
-        for name in sorted(named - set(FEATURES))
-    )
-    return frozenset(named & set(FEATURES))

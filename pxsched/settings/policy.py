@@ -91,7 +91,14 @@ class Others(StrEnum):
 E = TypeVar("E", bound=StrEnum)
 
 
-def _choice(enum: type[E]) -> Callable[[object], E]:
+class Check(NamedTuple):
+    """parse: the checked value; raises ValueError for one that is none. values: what it takes, in words."""
+
+    parse: Callable[[object], object]
+    values: str
+
+
+def _choice(enum: type[E]) -> Check:
     def parse(value: object) -> E:
         for member in enum:
             if value == member.value:
@@ -99,34 +106,37 @@ def _choice(enum: type[E]) -> Callable[[object], E]:
         known = ", ".join(member.value for member in enum)
         raise ValueError(f"{value!r} is none of {known}")
 
-    return parse
+    return Check(parse, ", ".join(f'`"{member.value}"`' for member in enum))
 
 
-def _bool(value: object) -> bool:
+def _parse_bool(value: object) -> bool:
     if isinstance(value, bool):
         return value
     raise ValueError(f"{value!r} is neither true nor false")
 
 
-def _number(low: float, high: float) -> Callable[[object], float]:
+_BOOL = Check(_parse_bool, "`true`, `false`")
+
+
+def _number(low: float, high: float) -> Check:
     def parse(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise ValueError(f"{value!r} is no number from {low:g} to {high:g}")
         return float(value)
 
-    return parse
+    return Check(parse, f"number from {low:g} to {high:g}")
 
 
-def _integer(low: int, high: int) -> Callable[[object], int]:
+def _integer(low: int, high: int) -> Check:
     def parse(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ValueError(f"{value!r} is no whole number from {low} to {high}")
         return value
 
-    return parse
+    return Check(parse, f"whole number from {low} to {high}")
 
 
-def _cpu_list(value: object) -> str:
+def _parse_list(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is no CPU list such as '0-3,8'")
     try:
@@ -135,23 +145,31 @@ def _cpu_list(value: object) -> str:
         raise ValueError(error.message) from error
 
 
-def word(value: object) -> str:
-    """A value the kernel names, such as a governor: a plain word, so that it can never be anything else."""
+_CPUS = Check(_parse_list, 'CPUs, such as `"0-3,8"`')
+_NODES = Check(_parse_list, 'NUMA nodes, such as `"0-1"`')
+
+
+def _parse_word(value: object) -> str:
     if isinstance(value, str) and re.fullmatch(r"[a-z0-9_]{0,32}", value, re.ASCII):
         return value
     raise ValueError(f"{value!r} is no plain word")
 
 
+# A value the kernel names, such as a governor: a plain word, so that it can never be anything else.
+_WORD = Check(_parse_word, 'word, such as `"performance"`')
+
+
 class Setting(NamedTuple):
-    """parse: the checked value; raises ValueError for one that is none. help: one sentence."""
+    """parse, values: as in Check. help: one sentence."""
 
     default: Any
     parse: Callable[[object], object]
     help: str
+    values: str
 
 
-def _setting(default: Any, parse: Callable[[object], object], help: str) -> Any:
-    return Setting(default, parse, help)
+def _setting(default: Any, check: Check, help: str) -> Any:
+    return Setting(default, check.parse, help, check.values)
 
 
 NOTHING_DECLARED: Mapping[str, Setting] = NOTHING
@@ -179,17 +197,17 @@ class Policy(Settings):
         Smt.PREFER, _choice(Smt), "siblings together if possible, always, a core each, or shared"
     )
     prefer: Prefer = _setting(Prefer.ANY, _choice(Prefer), "kind of CPU that comes first")
-    cpus: str = _setting("", _cpu_list, "only these CPUs may be chosen; empty: all")
-    nodes: str = _setting("", _cpu_list, "only these NUMA nodes may be chosen; empty: all")
-    strict: bool = _setting(False, _bool, "refuse to start when the VM cannot be placed as wished")
+    cpus: str = _setting("", _CPUS, "only these CPUs may be chosen; empty: all")
+    nodes: str = _setting("", _NODES, "only these NUMA nodes may be chosen; empty: all")
+    strict: bool = _setting(False, _BOOL, "refuse to start when the VM cannot be placed as wished")
     memory: MemoryMode = _setting(MemoryMode.PREFER, _choice(MemoryMode), "how memory follows the vCPUs")
     far_memory: FarMemory = _setting(
         FarMemory.LAST,
         _choice(FarMemory),
         "memory of nodes without CPUs (CXL, Optane, MCDRAM): never, or when the VM cannot be held otherwise",
     )
-    compact: bool = _setting(False, _bool, "compact memory at pre-start when huge pages are short")
-    vcpu: bool = _setting(True, _bool, "place vCPU threads")
+    compact: bool = _setting(False, _BOOL, "compact memory at pre-start when huge pages are short")
+    vcpu: bool = _setting(True, _BOOL, "place vCPU threads")
     emulator: EmulatorPlace = _setting(
         EmulatorPlace.HOUSEKEEPING, _choice(EmulatorPlace), "where emulator, iothread and vhost threads run"
     )
@@ -198,11 +216,11 @@ class Policy(Settings):
         _choice(EmulatorPlace),
         "where vhost workers run, if not with the emulator",
     )
-    interrupts: bool = _setting(True, _bool, "place interrupts of passed-through devices")
-    governor: str = _setting("", word, "frequency governor of pinned and dedicated CPUs; empty: untouched")
-    energy: str = _setting("", word, "energy_performance_preference of those CPUs; empty: untouched")
-    nic: bool = _setting(True, _bool, "place tap queues and watch the nodes of SR-IOV links")
-    isolation: bool = _setting(True, _bool, "keep host tasks off this VM's dedicated CPUs")
+    interrupts: bool = _setting(True, _BOOL, "place interrupts of passed-through devices")
+    governor: str = _setting("", _WORD, "frequency governor of pinned and dedicated CPUs; empty: untouched")
+    energy: str = _setting("", _WORD, "energy_performance_preference of those CPUs; empty: untouched")
+    nic: bool = _setting(True, _BOOL, "place tap queues and watch the nodes of SR-IOV links")
+    isolation: bool = _setting(True, _BOOL, "keep host tasks off this VM's dedicated CPUs")
     fifo: int = _setting(
         0,
         _integer(0, 49),
@@ -223,7 +241,7 @@ class Policy(Settings):
         _choice(Shaping),
         "say which guests are not told the cores and caches they have; or tell them",
     )
-    balloon: bool = _setting(True, _bool, "let the memory coordinator manage this guest where it may")
+    balloon: bool = _setting(True, _BOOL, "let the memory coordinator manage this guest where it may")
     balloon_minimum_percent: float = _setting(
         0.0,
         _number(0, 99),
@@ -242,17 +260,17 @@ class Policy(Settings):
 class NodeSettings(Settings):
     """What concerns the node as a whole: `[node]`."""
 
-    housekeeping: str = _setting("", _cpu_list, "CPUs for host tasks; empty: the first core of each node")
+    housekeeping: str = _setting("", _CPUS, "CPUs for host tasks; empty: the first core of each node")
     isolation: Isolation = _setting(Isolation.OFF, _choice(Isolation), "how host tasks leave dedicated CPUs")
     others: Others = _setting(
         Others.OBSERVE,
         _choice(Others),
         "containers and VMs that are not opted in: only counted, or kept off dedicated CPUs",
     )
-    device_interrupts: bool = _setting(False, _bool, "keep all other interrupts off dedicated CPUs")
-    governor_free: str = _setting("", word, "governor of CPUs given back; empty: what they had before")
+    device_interrupts: bool = _setting(False, _BOOL, "keep all other interrupts off dedicated CPUs")
+    governor_free: str = _setting("", _WORD, "governor of CPUs given back; empty: what they had before")
     reserved_mib: int = _setting(2048, _integer(0, 1 << 24), "memory the host keeps for itself (MiB)")
-    reserved_cpus: str = _setting("", _cpu_list, "CPUs not offered to Karpenter, besides housekeeping")
+    reserved_cpus: str = _setting("", _CPUS, "CPUs not offered to Karpenter, besides housekeeping")
     karpenter_reserved_mib: int = _setting(0, _integer(0, 1 << 24), "memory not offered to Karpenter (MiB)")
     deviation: float = _setting(
         2.0, _number(0, 10), "standard deviations from the others before a VM is moved"
@@ -260,8 +278,8 @@ class NodeSettings(Settings):
     contention_floor: float = _setting(0.05, _number(0, 1), "least contention that is worth a move")
     moves: int = _setting(2, _integer(0, 64), "most moves in one pass")
     cooldown_s: float = _setting(60.0, _number(0, 86400), "least time between two moves of one VM (s)")
-    balance_cpu: bool = _setting(True, _bool, "rebalance CPUs")
-    balance_memory: bool = _setting(True, _bool, "move balloon memory between guests")
+    balance_cpu: bool = _setting(True, _BOOL, "rebalance CPUs")
+    balance_memory: bool = _setting(True, _BOOL, "move balloon memory between guests")
 
 
 def key_of(name: str) -> str:

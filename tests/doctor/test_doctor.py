@@ -3,12 +3,14 @@
 import argparse
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from pxsched.doctor import commands
 from pxsched.doctor.finding import Level
+from pxsched.doctor.rivals import RIVALS
 from pxsched.guest.balloon import Silence
 from pxsched.guest.process import Process
 from pxsched.ledger import file as ledger
@@ -78,7 +80,7 @@ def test_every_trouble_has_a_remedy(node):
     (node.base / "var/lib/vz/snippets/pxsched").unlink()
     node.write("sys/fs/cgroup/cgroup.controllers", "cpu memory\n")
     node.write("proc/77/comm", "irqbalance\n")
-    node.write("etc/default/proxmox-scheduler", "CPU_GOVERNOR_BUSY=performance\n")
+    node.write("etc/default/proxmox-scheduler", "CPU_GOVERNOR_BUSY=schedutil\n")
     trouble = node.trouble()
     assert len(trouble) >= 6
     assert [finding for finding in trouble if not finding.remedy] == []
@@ -102,12 +104,41 @@ def test_cgroup_v1_is_named(node):
     assert "version 1" in only(node.found("cgroups")).text
 
 
-@pytest.mark.parametrize("name", ["irqbalance", "tuned", "numad"])
-def test_daemons_that_turn_the_same_knobs_are_named(node, name):
-    node.write("proc/812/comm", f"{name}\n")
+@pytest.mark.parametrize("rival", [rival for rival in RIVALS if rival.process], ids=lambda rival: rival.name)
+def test_daemons_that_turn_the_same_knobs_are_named(node, rival):
+    node.write("proc/812/comm", f"{rival.process[:15]}\n")
     finding = only(node.found("other daemons"))
     assert finding.level is Level.WARN
-    assert finding.text.startswith(name)
+    assert finding.text.startswith(f"{rival.name} runs and ")
+
+
+def test_a_program_of_such_a_name_is_called_by_the_kernel_what_the_doctor_looks_for(tmp_path):
+    """The names are longer than what the kernel keeps of them."""
+    program = tmp_path / "proxmox-cpu-affinity-service"
+    program.symlink_to("/bin/sleep")
+    child = subprocess.Popen([program, "60"])
+    try:
+        comm = Path(f"/proc/{child.pid}/comm").read_text().strip()
+        assert [rival.name for rival in RIVALS if rival.runs({comm}, set())] == ["proxmox-cpu-affinity"]
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_tlp_which_leaves_no_process_is_known_by_its_unit(node):
+    node.write("proc/812/comm", "\n")
+    node.write("etc/systemd/system/tlp.service.d/mine.conf", "")
+    assert only(node.found("other daemons")).level is Level.OK
+    wants = node.base / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir()
+    (wants / "tlp.service").symlink_to("/lib/systemd/system/tlp.service")
+    assert only(node.found("other daemons")).text.startswith("tlp is enabled and sets governors")
+
+
+def test_what_the_older_daemon_would_do_otherwise_is_a_note(node):
+    node.write("etc/default/proxmox-scheduler", "SHARED_POLICY=partition\n")
+    assert [finding.level for finding in node.found("settings")] == [Level.OK, Level.NOTE]
+    assert "SHARED_POLICY" in node.found("settings")[1].text
 
 
 def test_a_vm_whose_hookscript_is_missing_cannot_start(node):
@@ -132,6 +163,14 @@ def test_a_governor_that_the_driver_does_not_know_is_named_with_those_it_knows(n
     finding = only(node.found("governor"))
     assert "schedutil" in finding.text
     assert "performance, powersave" in finding.remedy
+
+
+def test_without_frequency_control_the_line_that_comes_with_us_is_no_fault(node):
+    shipped = Path(__file__).parents[2] / "hooks/default/proxmox-scheduler"
+    node.write("etc/default/proxmox-scheduler", shipped.read_text())
+    assert only(node.found("governor")).level is Level.NOTE
+    node.write("etc/default/proxmox-scheduler", "CPU_GOVERNOR_BUSY=schedutil\n")
+    assert only(node.found("governor")).level is Level.WARN
 
 
 def test_passthrough_without_iommu_is_named(node):

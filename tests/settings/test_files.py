@@ -249,12 +249,21 @@ def test_a_vms_own_governor_wins_over_the_upper_case_one(etc):
     assert etc.load().policy(101).governor == "performance"
 
 
-def test_names_of_the_older_daemon_are_accepted_and_said_once(etc):
-    etc.default("VERBOSITY=3\nWATCH_PATH=/etc/pve\nMAX_RETRIES=1\nRESYNC_INTERVAL=10\n")
-    warnings = etc.load().warnings
-    assert [warning.split(": ")[1].split()[0] for warning in warnings] == list(settings.RETIRED)
-    assert all("no longer means anything" in warning for warning in warnings)
-    assert warnings[1].startswith("/etc/default/proxmox-scheduler:2: ")
+def test_an_empty_governor_leaves_those_alone_that_the_upper_case_one_would_set(etc):
+    etc.environ = {"CPU_GOVERNOR_BUSY": "performance"}
+    etc.node("[vm.100]\ngovernor = ''\n")
+    assert (etc.load().policy(100).governor, etc.load().policy(101).governor) == ("", "performance")
+    etc.node("[defaults]\ngovernor = ''\n")
+    assert etc.load().policy(101).governor == ""
+
+
+def test_what_the_other_files_say_wins_over_the_upper_case_names(etc):
+    etc.environ = {"CPU_GOVERNOR_BUSY": "performance", "CPU_GOVERNOR_FREE": "powersave", "RESERVED_CPUS": "1"}
+    etc.cluster("[defaults]\ngovernor = 'ondemand'\n")
+    etc.node("[node]\ngovernor_free = 'schedutil'\nhousekeeping = '2'\n")
+    read = etc.load()
+    assert read.defaults.governor == "ondemand"
+    assert (read.node.governor_free, read.node.housekeeping) == ("schedutil", "2")
 
 
 @pytest.mark.parametrize(
@@ -300,12 +309,6 @@ def test_rubbish_never_raises(effort, tmp_path_factory, one, other, upper):
     read = etc.load()
     read.policy(100, ["pxsched-a", "pxsched-"])
     assert all(isinstance(warning, str) for warning in read.warnings)
-
-
-def test_the_old_names_governor_counts_only_where_the_defaults_name_none():
-    for own, want in (("", "performance"), ("powersave", "powersave")):
-        loaded = Settings(defaults=Policy(governor=own), governor_busy="performance")
-        assert loaded.policy(100).governor == want
 
 
 def test_what_the_cluster_says_of_one_node_counts_there_alone(etc):

@@ -168,7 +168,8 @@ def test_the_other_files_are_read_as_they_are(good):
     good.put("[node")
     good.put("", settings.DEFAULT_FILE)
     read = good.load()
-    assert in_force(read) and (read.policy(101).wish, read.governor_busy) == (Wish.DEDICATED, "performance")
+    assert in_force(read)
+    assert (read.policy(101).wish, read.defaults.governor) == (Wish.DEDICATED, "performance")
     assert len(read.stale) == 2
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pxsched.doctor.bundle import words
+from pxsched.settings import default_file
 from pxsched.settings import files as settings_module
 from pxsched.settings.files import Settings
 from pxsched.settings.policy import Settings as Declared
@@ -23,14 +24,9 @@ def renamed(settings: Settings) -> dict[str, str]:
 def files(settings: Settings) -> Iterator[tuple[str, str]]:
     """Names below the root, and what is told of them."""
     yield settings_module.NODE_FILE, "".join(f"{line}\n" for line in _tables(settings))
-    upper = []
     if settings.features:
-        known = [name for name in settings_module.FEATURES if name in settings.features]
-        upper.append(f"PROXMOX_FEATURE_FLAGS={','.join(known)}")
-    if words.word(settings.governor_busy):
-        upper.append(f"CPU_GOVERNOR_BUSY={settings.governor_busy}")
-    if upper:
-        yield settings_module.DEFAULT_FILE, "".join(f"{line}\n" for line in upper)
+        known = [name for name in default_file.FEATURES if name in settings.features]
+        yield default_file.DEFAULT_FILE, f"{default_file.FEATURE_FLAGS}={','.join(known)}\n"
 
 
 def _tables(settings: Settings) -> Iterator[str]:
