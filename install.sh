@@ -9,6 +9,8 @@ usage() {
 usage: ./install.sh [--dry-run] [--prefix DIR] [--storage NAME]    install on this Proxmox VE 8 or 9 node
        ./install.sh --uninstall [--dry-run] [--remove-stub]        undo everything
        ./install.sh --demo                                         try it here, without Proxmox
+       ./install.sh --shell                                        a stand-in node to play with
+       ./install.sh --clean [--dry-run]                            delete what these two have kept
 
   --dry-run       show each step, do none
   --prefix DIR    where the program goes (default: /opt/pxsched): a new or empty directory
@@ -16,6 +18,9 @@ usage: ./install.sh [--dry-run] [--prefix DIR] [--storage NAME]    install on th
   --remove-stub   leave no hookscript that only lets VMs start: Proxmox does not start a VM whose hookscript is
                   missing, and snapshots and backups may name it
   --demo          three QEMU guests for two minutes in a stand-in node; leaves nothing running
+  --shell         a shell in a stand-in node, with `qm` and `pxsched`; its guests end with it
+  --clean         deletes the environment and the guests' kernel in ~/.cache/pxsched, and names the Debian
+                  packages that were installed for them
 
 Nothing is installed into the system's Python. An interrupted run is finished by the next one, which is also
 how to upgrade; files in /etc that you changed are kept. What was installed is listed in
@@ -26,7 +31,7 @@ TEXT
 action=install dry_run='' prefix='' storage='' remove_stub=''
 while [ $# -gt 0 ]; do
     case $1 in
-        --demo) action=demo ;;
+        --demo | --shell | --clean) action=${1#--} ;;
         --uninstall) action=uninstall ;;
         --dry-run) dry_run=--dry-run ;;
         --remove-stub) remove_stub=--remove-stub ;;
@@ -76,13 +81,24 @@ missing_packages() {
     done
 }
 
-apt_install() {
-    export DEBIAN_FRONTEND=noninteractive
-    options='-q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3'
-    # shellcheck disable=SC2086
-    apt-get $options install --no-install-recommends "$@" ||
-        { apt-get $options update && apt-get $options install --no-install-recommends "$@"; }
+apt_get() { DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@"; }
+
+# A machine whose lists were never fetched knows no package at all.
+apt_look_up() {
+    for package; do
+        apt-cache show "$package" >/dev/null 2>&1 || { apt_get update; return; }
+    done
 }
+
+apt_install() {
+    note_packages "$@"
+    apt_look_up "$@" || return
+    apt_get install --no-install-recommends "$@" ||
+        { apt_get update && apt_get install --no-install-recommends "$@"; }
+}
+
+# shellcheck disable=SC2016
+is_installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
 require_packages() {
     missing=$(missing_packages "$@")
@@ -143,17 +159,39 @@ print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"], "reques
 
 # --- the demo --------------------------------------------------------------------------------------------
 
-demo() {
-    require_packages python3:python3 qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio \
-        zstd:zstd xz:xz-utils taskset:util-linux
+cache=${PXSCHED_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/pxsched}
+venv=$cache/venv
+
+# Remembers which Debian packages the demo brings.
+note_packages() {
+    case $action in demo | shell) mkdir -p "$cache" ;; *) return 0 ;; esac
+    for package; do
+        is_installed "$package" || printf '%s\n' "$package" >>"$cache/packages"
+    done
+}
+
+# Runs `pxsched sandbox $action` from this checkout.
+sandbox() {
+    require_packages python3:python3 qemu-system-x86_64:qemu-system-x86
+    [ -z "$dry_run" ] || { log "would make $venv and run pxsched sandbox $action"; return 0; }
     check_python
-    # The guest's kernel is downloaded by name, for which apt must know what there is.
-    apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || ! is_root || [ -n "$dry_run" ] || apt-get -q update
-    venv=$here/.venv
-    [ -w "$here" ] || venv=${XDG_CACHE_HOME:-$HOME/.cache}/pxsched/venv
-    [ -z "$dry_run" ] || { log "would make $venv and run the demo"; return 0; }
+    # The guest's kernel is downloaded by name.
+    [ -d "$cache/kernel" ] || ! is_root || apt_look_up linux-image-cloud-amd64 || true
     has_modules "$venv/bin/python" || environment "$venv"
-    PYTHONPATH=$here exec "$venv/bin/python" -m pxsched sandbox demo
+    result=0
+    PYTHONPATH=$here "$venv/bin/python" -m pxsched sandbox "$action" || result=$?
+    log "Kept: the program's environment, in $venv."
+    [ ! -s "$cache/packages" ] || log "Installed: the Debian packages $(xargs <"$cache/packages")."
+    log "./install.sh --clean deletes what is kept; ./install.sh --shell is such a node to play with."
+    exit $result
+}
+
+clean() {
+    [ ! -e "$venv/pyvenv.cfg" ] || step "delete $venv" rm -rf "$venv"
+    step "delete the guests' files" env PYTHONPATH="$here" "$python" -m pxsched sandbox clean
+    [ ! -s "$cache/packages" ] ||
+        log "the Debian packages that it brought go with: apt-get purge --autoremove $(xargs <"$cache/packages")"
+    [ -n "$dry_run" ] || { rm -f "$cache/packages"; rmdir "$cache" 2>/dev/null || true; }
 }
 
 # --- a node ----------------------------------------------------------------------------------------------
@@ -172,12 +210,7 @@ check_node() {
     no_package "use apt for it, or apt-get remove pxsched first"
 }
 
-no_package() {
-    # shellcheck disable=SC2016
-    if [ "$(dpkg-query -W -f '${db:Status-Status}' pxsched 2>/dev/null)" = installed ]; then
-        die "pxsched is installed as a Debian package here: $1"
-    fi
-}
+no_package() { ! is_installed pxsched || die "pxsched is installed as a Debian package here: $1"; }
 
 # Debian's Python packages where they serve, else copies of our own in the prefix.
 dependencies() {
@@ -226,7 +259,8 @@ uninstall_node() {
 }
 
 case $action in
-    demo) demo ;;
+    demo | shell) sandbox ;;
+    clean) clean ;;
     install) install_node ;;
     uninstall) uninstall_node ;;
 esac

@@ -15,7 +15,7 @@ PRODUCT = CHECKOUT / "pxsched"
 # From the ground floor up; what stands on one line knows nothing of its neighbours.
 FLOORS = (
     "errors output patience value version",
-    "stored child",
+    "stored child material",
     "root",
     "lock state",
     "host",

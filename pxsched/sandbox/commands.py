@@ -2,13 +2,11 @@
 
 import argparse
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-from pxsched.arguments import new_parser
-from pxsched.errors import Exit, UserError
+from pxsched.errors import Exit
 from pxsched.output import say
 
 _EXAMPLES = """\
@@ -17,10 +15,18 @@ examples:
   pxsched sandbox qm start 100
   pxsched sandbox qm list
   pxsched --root "$(pxsched sandbox path)" status
-  pxsched sandbox shell            a shell with `qm`; its guests end with it
-  pxsched sandbox demo             two minutes that show what pxsched does
   pxsched sandbox destroy          end all guests and delete the directory
+  pxsched sandbox shell            a shell with `qm` and `pxsched`; its guests end with it
+  pxsched sandbox demo             two minutes that show what pxsched does
+  pxsched sandbox clean            delete the guests' kernel, which is kept for the next time
 """
+_WELCOME = """\
+A stand-in node in {root}; `exit` ends its guests and deletes it. For a start:
+  qm create 100 --cores 2     a VM, as Proxmox makes it
+  pxsched enable 100          opt it in
+  qm start 100                and see where it goes
+  pxsched status
+No timer runs here: `pxsched tick` is one pass of it."""
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -39,10 +45,11 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     qm = actions.add_parser("qm", help="Proxmox's qm, as far as a sandbox has it", add_help=False)
     qm.add_argument("words", nargs=argparse.REMAINDER)
-    actions.add_parser("shell", help="a shell with `qm`, whose end is the sandbox's")
+    actions.add_parser("shell", help="a shell with `qm` and `pxsched`, whose end is the sandbox's")
     actions.add_parser("path", help="print the directory, for --root")
     actions.add_parser("demo", help="show what pxsched does, with three guests, in less than two minutes")
     actions.add_parser("destroy", help="end all guests and delete the directory")
+    actions.add_parser("clean", help="delete what was kept for the guests in the user's cache")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,6 +72,11 @@ def run(args: argparse.Namespace) -> int:
             from pxsched.sandbox import sandbox
 
             sandbox.destroy(directory)
+        case "clean":
+            from pxsched.sandbox import linux
+
+            gone = linux.forget()
+            say(*(f"deleted {path}" for path in gone) if gone else ("nothing was kept",))
     return Exit.DONE
 
 
@@ -76,16 +88,14 @@ def default_directory() -> Path:
 
 
 def _qm(directory: Path, words: list[str]) -> int:
-    """Through the sandbox's supervisor; one that ends when it has nothing to do is started if need be."""
+    """Through the sandbox's supervisor."""
     from pxsched.sandbox import node, qm, sandbox
 
     if not words or words[0] in ("help", "--help", "-h"):
         say(*qm.USAGE.splitlines())
         return Exit.DONE
     home = node.create(directory) if words[0] == "create" else node.find(directory)
-    if not sandbox.listening(home):
-        sandbox.launch(home, "--linger")
-    result = sandbox.request(home, words)
+    result = sandbox.do(home, words)
     say(*result.output.splitlines(), to=sys.stderr if result.code else sys.stdout)
     return Exit.REFUSED if result.code else Exit.DONE
 
@@ -94,38 +104,12 @@ def _shell(directory: Path | None) -> int:
     """A shell with `qm` and `pxsched` for a sandbox that lasts as long as the shell."""
     from pxsched.sandbox.sandbox import Sandbox
 
-    if not sys.stdin.isatty():
-        raise UserError("`pxsched sandbox shell` needs a terminal")
     with Sandbox(directory) as sandbox:
-        script = sandbox.node.path("usr/bin/qm")
-        package = Path(__file__).parents[2]
-        script.write_text(
-            f"#!/bin/sh\nPYTHONPATH={shlex.quote(str(package))} "
-            f'exec {shlex.quote(sys.executable)} -m pxsched.sandbox.commands qm "$@"\n'
-        )
-        script.chmod(0o755)
         environment = {
             **os.environ,
-            "PATH": f"{script.parent}:{os.environ.get('PATH', '')}",
+            "PATH": f"{sandbox.node.path('usr/bin')}:{os.environ.get('PATH', '')}",
             "PXSCHED_SANDBOX": str(sandbox.directory),
             "PXSCHED_ROOT": sandbox.root,
         }
-        say(
-            f"A sandbox in {sandbox.root}: try `qm create 100 --cores 2`, `qm start 100`; `exit` ends it all."
-        )
+        say(*_WELCOME.format(root=sandbox.root).splitlines())
         return subprocess.run([os.environ.get("SHELL", "/bin/sh")], env=environment, check=False).returncode
-
-
-def main() -> int:
-    """The sandbox's commands alone, for `qm` in its shell."""
-    parser = new_parser(prog="pxsched")
-    register(parser.add_subparsers(dest="command", required=True))
-    try:
-        return run(parser.parse_args(["sandbox", *sys.argv[1:]]))
-    except UserError as error:
-        say(str(error), to=sys.stderr)
-        return Exit.REFUSED
-
-
-if __name__ == "__main__":
-    sys.exit(main())

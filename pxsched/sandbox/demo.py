@@ -7,13 +7,12 @@ named, and the exit code says whether there was one.
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pxsched import output
+from pxsched import material, output
 from pxsched.errors import Exit, UserError
 from pxsched.host import cpulist, topology
 from pxsched.ledger.file import peek
@@ -46,6 +45,9 @@ def run() -> int:
     took_s = time.monotonic() - started
     demo.promise(took_s < _LIMIT_S, f"it took {took_s:.0f} seconds")
     demo.say("")
+    if linux.kept():
+        demo.say(f"Kept for the next time: the guests' kernel, in {linux.cache()}.")
+        demo.say("`pxsched sandbox clean` deletes it.")
     demo.say(f"{demo.broken} of {demo.made} promises did not hold" if demo.broken else "All promises held.")
     return Exit.REFUSED if demo.broken else Exit.DONE
 
@@ -262,10 +264,9 @@ def _outside() -> dict[str, str]:
 
 def _pxsched(sandbox: Sandbox, *words: str) -> str:
     """What a command says, run as its user would. Raises UserError where it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
-        [sys.executable, "-m", "pxsched", "--root", sandbox.root, *words],
-        env=environment, capture_output=True, text=True, timeout=60, check=False,
+        material.again("--root", sandbox.root, *words),
+        env=material.environment(), capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     if done.returncode:
         raise UserError(f"pxsched {' '.join(words)}: {done.stderr.strip()}")

@@ -10,10 +10,12 @@ import hashlib
 import lzma
 import os
 import re
+import shutil
 import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pxsched.errors import UserError
@@ -47,6 +49,21 @@ def cache() -> Path:
     if chosen:
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pxsched")
+
+
+def kept() -> list[Path]:
+    """What lies there of ours."""
+    return [path for name in ("kernel", "busybox", "root-*.cpio") for path in sorted(cache().glob(name))]
+
+
+def forget() -> list[Path]:
+    """Delete what is kept, and nothing else that may be there. Returns what was deleted."""
+    found = kept()
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with suppress(OSError):  # somebody else's files are in it, or it was never made
+        cache().rmdir()
+    return found
 
 
 @functools.cache

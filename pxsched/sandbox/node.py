@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from pxsched import material
 from pxsched.errors import UserError
 from pxsched.value import Value
 
@@ -42,7 +43,6 @@ _LINKS: Final = {
     "proc": "/proc",
     "sys": "/sys",
 }
-_HOOK: Final = Path(__file__).parents[2] / "hooks/pxsched"
 _SOCKET_PATH_BYTES: Final = 107
 _LONGEST_SOCKET: Final = "/var/run/qemu-server/999999999.serial0"
 
@@ -99,15 +99,19 @@ def create(directory: Path) -> Node:
         for link, target in _LINKS.items():
             (directory / link).symlink_to(target)
         (directory / _MARK).touch()
-    if _HOOK.exists():
-        _write_hook(directory / "var/lib/vz/snippets/pxsched")
+    # Our own hookscript, by the interpreter that has what it needs, and the commands of `sandbox shell`.
+    hook = str(material.hooks() / material.SCRIPT)
+    _write_command(directory / "var/lib/vz/snippets/pxsched", sys.executable, "-I", hook)
+    itself = ("env", f"PYTHONPATH={material.PACKAGE.parent}", *material.again())
+    _write_command(directory / "usr/bin/pxsched", *itself)
+    _write_command(directory / "usr/bin/qm", *itself, "sandbox", "--dir", str(directory), "qm")
     return find(directory)
 
 
-def _write_hook(path: Path) -> None:
-    """Our own hookscript, run by the interpreter that has what it needs."""
+def _write_command(path: Path, *words: str) -> None:
+    """A script that stands for these words."""
     new = path.with_name(f"{path.name}.{os.getpid()}")
-    new.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I {shlex.quote(str(_HOOK))} "$@"\n')
+    new.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
     new.chmod(0o755)
     new.replace(path)
 

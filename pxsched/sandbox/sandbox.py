@@ -7,11 +7,9 @@ with Sandbox() as sandbox:
 """
 
 import json
-import os
 import re
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -19,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pxsched import material
 from pxsched.errors import UserError
 from pxsched.guest import process
 from pxsched.root import Root
@@ -164,15 +163,14 @@ def launch(
     patience_s: float = PATIENCE_S,
 ) -> subprocess.Popen[bytes]:
     """Start the supervisor, with flags of its own, and wait until it listens."""
-    package = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "pxsched.sandbox.supervisor", home.base, str(patience_s)]
+    command = material.again(home.base, str(patience_s), module="pxsched.sandbox.supervisor")
     with home.path("sandbox/supervisor.log").open("ab") as log:
         started = subprocess.Popen(
             [*command, *flags],
             stdin=subprocess.DEVNULL if "--linger" in flags else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env={**os.environ, **(environment or {}), "PYTHONPATH": str(package)},
+            env={**material.environment(), **(environment or {})},
             cwd="/",
         )
     assert started.stdout
@@ -185,8 +183,26 @@ def launch(
     return started
 
 
+class Nobody(UserError):
+    """No supervisor takes a task."""
+
+
+def do(home: Node, words: list[str]) -> Result:
+    """Have a supervisor do a `qm` command; one that ends when it has nothing to do is started if need be.
+
+    Raises UserError.
+    """
+    try:
+        if listening(home):
+            return request(home, words)
+    except Nobody:  # its time was up just now
+        pass
+    launch(home, "--linger")
+    return request(home, words)
+
+
 def request(home: Node, words: list[str]) -> Result:
-    """Have the supervisor do a `qm` command. Raises UserError where none listens."""
+    """Have the supervisor do a `qm` command. Raises UserError, of which Nobody is one."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(_TASK_S)
         try:
@@ -194,7 +210,8 @@ def request(home: Node, words: list[str]) -> Result:
             connection.sendall(json.dumps(words).encode() + b"\n")
             data = b"".join(iter(lambda: connection.recv(65536), b""))
         except OSError as error:
-            raise UserError(f"no supervisor answers in {home.base}: {error}") from error
+            gone = isinstance(error, ConnectionError | FileNotFoundError)
+            raise (Nobody if gone else UserError)(f"no supervisor answers in {home.base}: {error}") from error
     output, _, code = data.rpartition(supervisor.END_OF_OUTPUT)
     if not code.isdigit():
         raise UserError(f"the task {' '.join(words)!r} was cut short: {data.decode('utf-8', 'replace')}")

@@ -70,9 +70,7 @@ def find(root: Root) -> StandIn:
     home = node.find(directory)
 
     def qm(*words: str) -> None:
-        if not sandbox.listening(home):
-            sandbox.launch(home, "--linger")
-        result = sandbox.request(home, list(words))
+        result = sandbox.do(home, list(words))
         if result.code:
             raise UserError(" ".join(result.output.split()) or f"qm {words[0]}: exit code {result.code}")
 

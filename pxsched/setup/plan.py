@@ -6,6 +6,7 @@ A VM whose hookscript is missing does not start, so the script comes before any 
 from collections.abc import Iterator
 from pathlib import Path
 
+from pxsched import material
 from pxsched.errors import UserError
 from pxsched.optin.rules import SCRIPT_NAME
 from pxsched.proxmox import storage as storages
@@ -53,13 +54,8 @@ class Material(Value):
 
 
 def find_material() -> Material:
-    """Beside the package in a checkout, else in PREFIX/share. Raises UserError when there is none."""
-    package = Path(__file__).resolve().parents[1]
-    prefix = package.parents[3] if len(package.parents) > 3 else Path("/")
-    for directory in (package.parent / "hooks", prefix / "share/pxsched/hooks"):
-        if (directory / SCRIPT_NAME).exists():
-            return Material(directory, str(prefix))
-    raise UserError(f"the files to install are not beside {package}", hint="run install.sh from a checkout")
+    """That of the program that runs. Raises UserError when there is none."""
+    return Material(material.hooks(), str(material.prefix()))
 
 
 def is_script(root: Root, path: str, known: Manifest) -> bool:

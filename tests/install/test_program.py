@@ -215,3 +215,22 @@ def test_install_sh_names_an_option_that_it_does_not_have(option):
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.endswith(f"install.sh: there is no option {option}\n")
+
+
+def test_clean_deletes_the_demos_environment_and_names_the_packages_it_brought(tmp_path):
+    venv, packages = tmp_path / "cache/venv", tmp_path / "cache/packages"
+    venv.mkdir(parents=True)
+    (venv / "pyvenv.cfg").touch()
+    packages.write_text("qemu-system-x86\npython3-psutil\n")
+    (tmp_path / "cache/kernel").mkdir()
+
+    def clean(*words):
+        return subprocess.run(
+            [str(program.CHECKOUT / "install.sh"), "--clean", *words],
+            env={**os.environ, "PXSCHED_CACHE": str(tmp_path / "cache")},
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+
+    assert f"would delete {venv}" in clean("--dry-run") and venv.exists()
+    assert "apt-get purge --autoremove qemu-system-x86 python3-psutil" in clean()
+    assert not (tmp_path / "cache").exists()

@@ -2,14 +2,17 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from pxsched.errors import UserError
 from pxsched.sandbox import node
+from pxsched.sandbox import sandbox as sandboxes
 from pxsched.sandbox.sandbox import Sandbox, listening
 
 from .conftest import RECORDING_HOOK, Recorder, create, eventually
@@ -140,7 +143,7 @@ def test_neither_a_long_directory_nor_a_comma_is_an_obstacle(tmp_path, name):
 
 
 def qm(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pxsched.sandbox.commands", "--dir", str(directory), *words]
+    command = [sys.executable, "-m", "pxsched", "sandbox", "--dir", str(directory), *words]
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
@@ -167,3 +170,22 @@ def test_a_deleted_directory_ends_its_guests(tmp_path):
     pid = int((directory / "run/qemu-server/100.pid").read_text())
     node.remove(directory)
     assert eventually(lambda: gone(pid), within_s=20)
+
+
+def test_a_supervisor_whose_time_is_up_just_now_is_followed_by_another(tmp_path):
+    home = node.create(tmp_path / "node")
+    with socket.socket(socket.AF_UNIX) as last:
+        last.bind(str(home.control))
+        last.listen()
+
+        def leave():
+            last.accept()[0].close()  # somebody asked whether it was there
+            with last.accept()[0] as task:
+                task.recv(1)  # what is not read resets the connection
+
+        leaving = threading.Thread(target=leave)
+        leaving.start()
+        done = sandboxes.do(home, ["list"])
+        leaving.join()
+    assert done.code == 0 and "VMID" in done.output
+    sandboxes.destroy(tmp_path / "node")
