@@ -15,9 +15,10 @@ from pxsched.value import NOTHING, Value
 
 # A guest of few shares reaches its least at -1 x its part of the shares: this is beyond everyone.
 _EMPTIEST = -64.0
-# Who was given this much of its part, always said that it had too little, and neither swaps nor reads back
-# what it lost, is doubted. (A lying guest among the VMs of even number, day 5 and Google.)
-DOUBT = 0.5
+# Who was given this much of its part and so many times its wasteful_mib, always said that it had too little,
+# and neither swaps nor reads back what it lost, is doubted. (A lying guest among the VMs of even number, days
+# 2 and 5 and Google. The second for guests that really grow: a small one has half its part in two steps.)
+DOUBT, DOUBT_STEPS = 0.5, 2
 
 
 class Place(Value):
@@ -39,7 +40,8 @@ class Place(Value):
 
     @property
     def doubted(self) -> bool:
-        return self.unanswered_mib > DOUBT * self.part_mib
+        steps_mib = DOUBT_STEPS * self.standing.guest.policy.wasteful_mib
+        return self.unanswered_mib > max(DOUBT * self.part_mib, steps_mib)
 
     def granted(self, size_mib: float) -> float:
         """The size it gets of a fair one: who is doubted, no more than its part, or what it has already."""

@@ -30,7 +30,8 @@ from pxsched.value import replace
 # so many times longer. (BitBrains, days 2 and 5, and Google, VMs of even number.)
 FALL_S, LEISURE = 600.0, 12.0
 # A guest that wants back what it gave up keeps things so many times longer from then on, up to half a day;
-# loads have a daily rhythm, so that is forgiven in a day. (The same.)
+# loads have a daily rhythm, so that is forgiven in a day. (The same.) So is what nobody believed: who did not
+# get it has no other way to show that it was true.
 REGRET, MOST_PATIENCE, FORGIVE_S = 8.0, 64.0, 86400.0
 
 
@@ -97,6 +98,7 @@ def _what_it_gets(guest: Guest, record: Record, now_s: float) -> str:
 def _remember(one: Standing, stats: Stats, known: Record | None, now_s: float) -> Record:
     """The record with this pass's statistics, and what the guest's obedience says of its pace."""
     known = known or Record(one.guest.start, now_s, one.need_mib)
+    left = math.exp(-one.elapsed_s / FORGIVE_S)
     record = replace(
         known,
         at_s=now_s,
@@ -104,9 +106,9 @@ def _remember(one: Standing, stats: Stats, known: Record | None, now_s: float) -
         swapped_in_mib=stats.swapped_in_mib,
         swapped_out_mib=stats.swapped_out_mib,
         major_faults=stats.major_faults,
-        patience=1 + (known.patience - 1) * math.exp(-one.elapsed_s / FORGIVE_S),
+        patience=1 + (known.patience - 1) * left,
         silent_s=None,
-        unanswered_mib=known.unanswered_mib if one.starving and not one.losing else 0.0,
+        unanswered_mib=known.unanswered_mib * left if one.starving and not one.losing else 0.0,
     )
     return taking.followed(record, one.guest.actual_mib, now_s)
 

@@ -10,6 +10,7 @@ from bench.models.memory import Coordinator, Host
 from bench.models.memory_guests import Guest, Kind
 from bench.models.memory_rules import nothing
 from pxsched.balance import need
+from pxsched.settings.policy import NodeSettings, Policy
 
 from .coordinating import NODE, run, small, steady, steps
 
@@ -53,6 +54,26 @@ def test_of_two_that_grow_one_stops_and_the_other_gets_its_memory():
     host = run(guests, 512 + 2900, 20)
     assert host.guests[1].actual_mib - host.guests[1].need_mib > 100
     assert host.guests[0].actual_mib < 1100
+
+
+def test_who_never_had_enough_since_the_host_had_none_gets_what_another_frees():
+    """Small guests, whose loads leave a little of what they have, so that nothing is swapped or read back."""
+    policy = Policy(starved_mib=40, wasteful_mib=90, wasteful_percent=25)
+    idle, one, other = ([small(100 * n, steady(60), minimum_mib=128, maximum_mib=512, actual_mib=128.0)
+                         for n in numbers] for numbers in ((1, 2), (3,), (4,)))  # fmt: skip
+    for guest in (*one, *other):
+        guest.load = lambda now_s, guest=guest: min(300, max(guest.need_mib, guest.actual_mib - 22) - 11)
+    host = Host([*idle, *one, *other], 4 * 174, Coordinator(NodeSettings(reserved_mib=0), policy), period_s=3)
+    for _ in range(10):
+        host.tick()
+    stopped, before = one[0].actual_mib, other[0].actual_mib
+    assert before < 230
+    assert host.rule.state.guests[400].unanswered_mib > 174 / 2
+    one[0].load = steady(0)
+    for _ in range(10):
+        host.tick()
+    assert other[0].actual_mib > before + 60
+    assert one[0].actual_mib < stopped - 60
 
 
 @pytest.mark.parametrize("seed", range(3))

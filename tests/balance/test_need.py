@@ -124,6 +124,14 @@ def test_a_guest_that_is_full_whatever_it_gets_and_never_swaps_takes_nothing_at_
     assert sizes[100] < total - reserve - 3 * 1100
 
 
+def test_what_was_not_believed_is_forgotten_in_a_day():
+    """A guest that is really full, and was not given more since it never said that it had enough."""
+    full = seen(actual=4096, used=4090, high=8192)
+    known = balloon.Record(1, 1000.0, 4090.0, unanswered_mib=3000.0)
+    later = decide([full], available=600, state=balloon.State({100: known}), now_s=1000.0 + 86400)
+    assert later.state.guests[100].unanswered_mib == pytest.approx(3000 / 2.718, rel=0.1)
+
+
 def test_a_guest_that_swaps_is_believed():
     place = fair.Place(decide([seen(actual=4096, used=4090, high=8192)]).standings[100], 1.0, 1000.0, 5000.0)
     assert place.granted(6000.0) == 4096
