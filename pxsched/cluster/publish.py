@@ -131,7 +131,7 @@ def look(node: "Node", ledger: "Ledger", seen: "Seen") -> "Publication":
         return {one: size >> 20 for one, size in (cgroup.memory_bytes(node.root, group) or {}).items()}
 
     local = settings.content(node.root, settings.NODE_FILE)
-    fence = fences.of_vm(node, ledger, 0, runs=False)
+    fence = fences.of_vm(node, ledger, 0, None)
     return Publication(
         node=node.name,
         at_s=time.time(),
