@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from pxsched import child, stored
+from pxsched import stored
 from pxsched.root import Root
 from pxsched.stored import Damaged
 
@@ -52,6 +52,8 @@ def tick(node: "Node", ledger: "Ledger", seen: "Seen") -> str:
     data = json.dumps(publication.document(look(node, ledger, seen)), separators=(",", ":")).encode()
     if 0 <= age_s < HEARTBEAT_S and not differs(_before(node.root, path), json.loads(data)):
         return ""
+    from pxsched import child
+
     try:
         child.attempt(_writer(node.root.path(path), data), patience_s=PATIENCE_S)
     except child.Late:
