@@ -102,6 +102,12 @@ profile is open to them; who paid for cores of his own gets them.
 
 Then `pxsched enable --all --balloon`.
 
+    [node.pve1]                # this node alone
+    housekeeping = "0-1"
+
+    [node.pve1.vm.100]         # VM 100 while it is there; a node's own file wins over both
+    cpus = "0-15"
+
 ## `/etc/default/proxmox-scheduler`
 
 | name | default | meaning |

@@ -54,11 +54,15 @@ def attempt(work: Callable[[], object], *, patience_s: float) -> None:
 
     work: raises OSError where it fails. The child has none of our files, so that it keeps no lock of ours.
     Raises that OSError, or Late for one that is not done after patience_s: it was told to die, and is left
-    alone. While it lives no other is started, and all are Late.
+    alone. While it lives no other is started: who waited patience_s for its end is Late, too.
     """
-    _left[:] = [pid for pid in _left if os.waitpid(pid, os.WNOHANG)[0] == 0]
-    if _left:
-        raise Late("a child that is still at it", patience_s)
+    until = time.monotonic() + patience_s
+    while _left:
+        _left[:] = [pid for pid in _left if os.waitpid(pid, os.WNOHANG)[0] == 0]
+        if _left and time.monotonic() > until:
+            raise Late("a child that is still at it", patience_s)
+        if _left:
+            time.sleep(_POLL_S)
     pid = os.fork()
     if pid == 0:
         _work(work)

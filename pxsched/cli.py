@@ -38,6 +38,7 @@ AREAS = {
     "enable": "pxsched.optin.commands",
     "disable": "pxsched.optin.commands",
     "list": "pxsched.optin.commands",
+    "cluster": "pxsched.cluster.commands",
     "karpenter": "pxsched.karpenter.commands",
     "doctor": "pxsched.doctor.commands",
     "node": "pxsched.setup.commands",

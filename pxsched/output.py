@@ -9,6 +9,7 @@ module ends it.
 import os
 import sys
 from collections.abc import Iterable
+from enum import StrEnum
 from typing import Any, TextIO
 
 # Unicode calls these printable, yet nothing is seen of them: default-ignorable characters of the letters and
@@ -50,6 +51,27 @@ def open_streams() -> None:
 def say(*found: str, to: TextIO | None = None) -> None:
     """Lines on standard output (or another stream), at once. Raises OSError where they cannot be written."""
     _write(to or sys.stdout, lines(found))
+
+
+class Tone(StrEnum):
+    """How a line stands out on a terminal that has colours (ECMA-48, select graphic rendition)."""
+
+    PLAIN = ""
+    HEAD = "1"
+    DIM = "2"
+    WARN = "33"
+    BAD = "31"
+
+
+def say_toned(found: Iterable[tuple[str, Tone]]) -> None:
+    """Lines on standard output, in colour where that is a terminal and nobody said NO_COLOR."""
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    _write(sys.stdout, "".join(_toned(line, tone if coloured else Tone.PLAIN) for line, tone in found))
+
+
+def _toned(line: str, tone: Tone) -> str:
+    text = lines([line])
+    return f"\x1b[{tone}m{text[:-1]}\x1b[m\n" if tone else text
 
 
 def complain(line: str) -> None:

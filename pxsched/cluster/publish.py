@@ -12,9 +12,7 @@ from collections.abc import Callable, Mapping
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from pxsched import stored
 from pxsched.root import Root
-from pxsched.stored import Damaged
 
 if TYPE_CHECKING:  # most passes have nothing to publish yet
     from pxsched.cluster.publication import Device, Processor, Publication
@@ -73,6 +71,9 @@ def _age_s(root: Root, path: str) -> float:
 
 def _before(root: Root, path: str) -> Any:
     """What it says; None where that is nothing, or not to be read."""
+    from pxsched import stored
+    from pxsched.stored import Damaged
+
     data = root.read_bytes(path)
     try:
         return None if data is None else stored.parse(data)

@@ -5,6 +5,7 @@ are mounted on /mnt/pve/ID unless `path` says otherwise. Volume names have no di
 """
 
 import re
+from collections.abc import Mapping
 
 from pxsched.errors import UserError
 from pxsched.host.mounts import is_mounted
@@ -13,6 +14,8 @@ from pxsched.root import Root
 STORAGE_FILE = "etc/pve/storage.cfg"
 # The types whose plugins offer the content type snippets.
 _MOUNTED = ("nfs", "cifs", "cephfs", "glusterfs")
+# Those that hold the same for all nodes by nature ($SHARED_STORAGE there).
+_SHARED = (*_MOUNTED, "rbd", "iscsi", "iscsidirect", "zfs", "drbd", "pbs")
 _WITH_PATH = ("dir", "btrfs", *_MOUNTED)
 
 _ID = re.compile(r"[a-zA-Z][a-zA-Z0-9._-]*[a-zA-Z0-9]", re.ASCII)
@@ -21,13 +24,13 @@ _VOLUME = re.compile(r"([^:/\s]+):snippets/([^/\s]+)", re.ASCII)
 
 def snippets_directory(root: Root, storage: str) -> str:
     """The directory's path below the root. Raises UserError when the storage can hold no snippets."""
-    sections = _sections(root.read(STORAGE_FILE) or "")
-    if storage == "local" and storage not in sections:
+    found = sections(root)
+    if storage == "local" and storage not in found:
         return "var/lib/vz/snippets"  # Proxmox's own default when the file does not name it
-    if storage not in sections:
-        known = ", ".join(sorted(sections)) or "local"
+    if storage not in found:
+        known = ", ".join(sorted(found)) or "local"
         raise UserError(f"there is no storage {storage[:40]!r}", hint=f"Proxmox knows {known}")
-    kind, options = sections[storage]
+    kind, options = found[storage]
     if kind not in _WITH_PATH:
         raise UserError(f"storage {storage} is of type {kind}, which cannot hold snippets")
     path = options.get("path") or (f"/mnt/pve/{storage}" if kind in _MOUNTED else "")
@@ -43,7 +46,7 @@ def check_mounted(root: Root, storage: str) -> None:
     """Raises UserError when the storage's file system is not mounted now: what is written below its mount
     point then is on another disk, and hidden later.
     """
-    kind, options = _sections(root.read(STORAGE_FILE) or "").get(storage, ("", {}))
+    kind, options = sections(root).get(storage, ("", {}))
     marked = options.get("is_mountpoint", "no")
     if kind not in _MOUNTED and marked in ("no", "0", "off", "false"):
         return
@@ -57,7 +60,7 @@ def check_mounted(root: Root, storage: str) -> None:
 def snippets_directories(root: Root) -> dict[str, str]:
     """Those of all storages that can have one, by the storage's name."""
     found = {}
-    for storage in ("local", *_sections(root.read(STORAGE_FILE) or "")):
+    for storage in ("local", *sections(root)):
         try:
             found[storage] = snippets_directory(root, storage)
         except UserError:
@@ -67,8 +70,18 @@ def snippets_directories(root: Root) -> dict[str, str]:
 
 def is_shared(root: Root, storage: str) -> bool:
     """Whether other nodes see the same files there."""
-    kind, options = _sections(root.read(STORAGE_FILE) or "").get(storage, ("", {}))
+    kind, options = sections(root).get(storage, ("", {}))
     return kind in _MOUNTED or options.get("shared") == "1"
+
+
+def shares(kind: str, options: Mapping[str, str]) -> bool:
+    """Whether a disk on a storage of this type and options is the same one on other nodes."""
+    return kind in _SHARED or options.get("shared") == "1"
+
+
+def sections(root: Root) -> dict[str, tuple[str, dict[str, str]]]:
+    """ID -> (type, options)."""
+    return _sections(root.read(STORAGE_FILE) or "")
 
 
 def script_path(root: Root, volume: str) -> str:

@@ -1,0 +1,85 @@
+"""`pxsched cluster status | fit`: several nodes at once, from any of them."""
+
+import argparse
+
+from pxsched import arguments
+from pxsched.arguments import add, print_json
+from pxsched.cluster import fit, status, text, view
+from pxsched.errors import Exit, UserError
+from pxsched.output import say_toned
+from pxsched.placement.request import Request, VmClass
+from pxsched.report.frame import terminal_size
+from pxsched.settings.policy import Smt
+
+EXAMPLES = """\
+pxsched cluster status                        all nodes and VMs, in one table
+pxsched cluster fit 100                       where VM 100 could run, how well, and why not elsewhere
+pxsched cluster fit --vcpus 16 --memory 65536 --class dedicated"""
+NEW = 0
+"""The VMID of a VM that does not exist yet."""
+_CLASSES = (VmClass.SHARED, VmClass.DEDICATED)
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = add(
+        subparsers, "cluster", run_status,
+        "look at all nodes of the cluster, and say where VMs fit",
+        description="Works on what the nodes' timers publish in /etc/pve, and needs no service of its own.",
+        example=EXAMPLES,
+    )  # fmt: skip
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    action = add(actions, "status", run_status, "show all nodes and VMs in one table",
+                 example="pxsched cluster status --json", reads=True)  # fmt: skip
+    action = add(actions, "fit", run_fit, "say on which nodes a VM fits, how well, and what is in the way",
+                 example="pxsched cluster fit 100 --nodes pve1,pve2", reads=True)  # fmt: skip
+    action.set_defaults(usage=action.error)
+    action.add_argument("vm", metavar="VMID", type=arguments.vmid, nargs="?")
+    action.add_argument("--vcpus", type=int, metavar="N", help="of a VM that does not exist yet")
+    action.add_argument("--memory", type=int, metavar="MIB", help="its memory (default: 1024)")
+    action.add_argument("--class", dest="vm_class", choices=[one.value for one in _CLASSES])
+    action.add_argument("--smt", choices=[one.value for one in Smt], help="of a dedicated one")
+    action.add_argument(
+        "--hugepages", type=int, choices=(2, 1024), metavar="2|1024", help="its page size (MiB)"
+    )
+    action.add_argument("--nodes", default="", metavar="NODE,...", help="only these nodes")
+
+
+def run_status(options: argparse.Namespace) -> int:
+    found = status.of(view.look(options.root))
+    if options.json:
+        print_json(text.status_document(found))
+    else:
+        say_toned(text.of_status(found, terminal_size()[0]))
+    return Exit.DONE
+
+
+def run_fit(options: argparse.Namespace) -> int:
+    names = [name for name in options.nodes.split(",") if name]
+    described = (options.vcpus, options.memory, options.vm_class, options.smt, options.hugepages)
+    if (options.vm is None) == (options.vcpus is None):
+        options.usage("either a VMID, or --vcpus and more of a VM that does not exist yet")
+    if options.vm is not None and any(one is not None for one in described):
+        options.usage(f"VM {options.vm} is described by its configuration; leave out --memory and the like")
+    looked = view.look(options.root)
+    if options.vm is not None:
+        fits = fit.of_vm(looked, options.vm, names)
+        what = f"VM {options.vm}"
+    else:
+        request = _request(options)
+        fits = fit.of_request(looked, request, names)
+        what = f"a {request.vm_class} VM of {request.vcpus} vCPUs and {request.memory_mib} MiB"
+    if options.json:
+        print_json({"vmid": options.vm, "nodes": text.fits_document(fits)})
+    else:
+        say_toned(text.of_fits(what, fits))
+    return Exit.DONE if any(one.fits for one in fits) else Exit.REFUSED
+
+
+def _request(options: argparse.Namespace) -> Request:
+    memory_mib = 1024 if options.memory is None else options.memory
+    if not 1 <= options.vcpus <= 8192 or not 1 <= memory_mib <= 1 << 32:
+        raise UserError(f"{options.vcpus} vCPUs and {memory_mib} MiB are no VM")
+    return Request(
+        NEW, options.vcpus, memory_mib, VmClass(options.vm_class or VmClass.SHARED), cores=options.vcpus,
+        smt=Smt(options.smt or Smt.PREFER), hugepage_mib=options.hugepages,
+    )  # fmt: skip
