@@ -32,6 +32,9 @@ that profile says `tag = true`; notes are never read. Unknown keys and bad value
 
 Changes count from the next pass of the timer; nothing has to be restarted.
 
+The cluster's file may say of one node what it says of all: `[node.NAME]`, and below it `[node.NAME.vm.100]`
+of VM 100 while it is there. CPU numbers mean other CPUs on another machine.
+
 A file that cannot be read is not one that says nothing. While it is no TOML, cannot be opened, or /etc/pve
 is down, what it said last stays in force, for VMs that run and for those that start; the hook, the timer,
 `pxsched status` and `pxsched doctor` say so until it is whole. Only a file that was never read since the
@@ -101,12 +104,6 @@ profile is open to them; who paid for cores of his own gets them.
     profile = "paid"
 
 Then `pxsched enable --all --balloon`.
-
-    [node.pve1]                # this node alone
-    housekeeping = "0-1"
-
-    [node.pve1.vm.100]         # VM 100 while it is there; a node's own file wins over both
-    cpus = "0-15"
 
 ## `/etc/default/proxmox-scheduler`
 
