@@ -120,6 +120,9 @@ def _remarks(sighting: Sighting, phase: str) -> Iterator[str]:
 def _refuse(node: Node, sighting: Sighting, phase: str, reason: str) -> int:
     vmid = sighting.vmid
     if _policy(node, sighting).strict and phase == "pre-start":
+        from pxsched.monitor import refusals
+
+        refusals.count(node.root, vmid)
         say(f"VM {vmid} is refused, as its policy is strict: {reason}")
         return Exit.REFUSED
     say(f"VM {vmid} runs unplaced: {reason}")

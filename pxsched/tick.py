@@ -15,6 +15,7 @@ from pxsched.errors import UserError
 from pxsched.guest.process import RUN_DIR
 from pxsched.ledger import file as ledgers
 from pxsched.lock import Locked
+from pxsched.monitor import passes
 from pxsched.node import settle
 from pxsched.node import sighting as nodes
 from pxsched.node.balancing import Balancer, Result
@@ -65,16 +66,24 @@ class Session:
     def tick(self) -> Done:
         """One pass. Raises Busy while another is under way, UserError when nothing could be done."""
         with _alone(self._root):
+            began_s, began = time.time(), time.monotonic()
             settled = self._look() if self._is_due() else None
-            node = self._node
-            if node is None or not (node.settings.node.balance_cpu or node.settings.node.balance_memory):
-                return Done(settled, None)
-            ledger = ledgers.peek(self._root)
-            seen = self._observer.look(ledger, self._sightings)
-            balanced = self._balancer.run(node, ledger, self._sightings, seen)
-            if not self._balancer.complete:
-                self._looked_s = -LOOK_PERIOD_S
-            return Done(settled, balanced)
+            done = Done(settled, self._balance())
+            if settled is not None and self._node is not None:
+                _count(self._node, settled, done.balanced, (began_s, time.monotonic() - began))
+            return done
+
+    def _balance(self) -> Result | None:
+        """Measures, and moves what is to be moved; None where nothing is."""
+        node = self._node
+        if node is None or not (node.settings.node.balance_cpu or node.settings.node.balance_memory):
+            return None
+        ledger = ledgers.peek(self._root)
+        seen = self._observer.look(ledger, self._sightings)
+        balanced = self._balancer.run(node, ledger, self._sightings, seen)
+        if not self._balancer.complete:
+            self._looked_s = -LOOK_PERIOD_S
+        return balanced
 
     def _is_due(self) -> bool:
         return time.monotonic() - self._looked_s >= LOOK_PERIOD_S or self._changed() != self._running
@@ -113,6 +122,22 @@ class Session:
             return os.stat(self._root.path(RUN_DIR)).st_mtime_ns
         except OSError:
             return 0
+
+
+def _count(node: Node, settled: Pass, balanced: Result | None, when_s: tuple[float, float]) -> None:
+    """Counts the pass, and writes the metrics where they are wanted. What fails is said, and no more.
+
+    when_s: when it began, in seconds since 1970, and how long it took.
+    """
+    passes.count(node.root, settled, balanced, *when_s)
+    if not node.settings.node.textfile:
+        return
+    from pxsched.monitor import textfile
+
+    try:
+        textfile.publish(node.root, node.settings.node.textfile)
+    except UserError as error:
+        complain(str(error))
 
 
 def _keep_shapes(node: Node) -> None:

@@ -25,7 +25,7 @@ FLOORS = (
     "ledger",
     "plugins",
     "node",
-    "arguments report",
+    "arguments report monitor",
     "proxmox",
     "sandbox",
     "chain karpenter shaping cluster",
@@ -115,7 +115,7 @@ def test_text_leaves_by_one_door(module):
 
 REQUIRED = {"proxmoxer", "psutil", "pyroute2", "filelock"}
 OPTIONAL = {"requests": "proxmoxer's HTTPS", "argcomplete": "completion in a shell",
-            "rich": "`pxsched top`"}
+            "rich": "`pxsched top`", "prometheus_client": "metrics"}
 DEBIAN = {"proxmoxer": "python3-proxmoxer", "psutil": "python3-psutil", "pyroute2": "python3-pyroute2",
           "filelock": "python3-filelock"}  # fmt: skip
 

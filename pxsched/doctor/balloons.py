@@ -37,11 +37,10 @@ def stranded(subject: Subject) -> Iterator[Finding]:
 
 def silent(subject: Subject) -> Iterator[Finding]:
     """Guests that gave no statistics at the last pass."""
-    skipped = balancing.last(subject.root).get("skipped")
-    known = skipped if isinstance(skipped, dict) else {}
+    known = balancing.last(subject.root).skipped
     for silence, remedy in _REMEDIES.items():
-        said = [(guest, known.get(str(guest.vmid))) for guest in subject.enabled]
-        found = [guest for guest, why in said if isinstance(why, str) and why.startswith(silence.value)]
+        said = [(guest, known.get(guest.vmid, "")) for guest in subject.enabled]
+        found = [guest for guest, why in said if why.startswith(silence.value)]
         if found:
             yield Finding(Level.WARN, AREA, f"VMs {vms(found)} give no statistics: {silence.value}", remedy)
 

@@ -20,6 +20,7 @@ from pxsched.node import claims as claiming
 from pxsched.node import guests, measuring, settle, turning
 from pxsched.node.others import Seen
 from pxsched.node.reconcile import Report, reconcile
+from pxsched.node.remembered import Last, Standing
 from pxsched.node.sighting import Node, Sighting
 from pxsched.root import Root
 from pxsched.value import NOTHING, Value, replace
@@ -70,7 +71,7 @@ class Balancer:
         self._keep = keep
         known, self._damage = _load(root, set_aside=True)
         self._before, self._cpu, self._memory = known.before, known.cpu, known.memory
-        self._last = dict(known.last)
+        self._last = known.last
         self._wanted: tuple[Wanted, ...] = ()
 
     def look(self, sightings: Sequence[Sighting]) -> None:
@@ -109,10 +110,11 @@ class Balancer:
                 act=settings.balance_cpu,
             )
             moves, self._cpu = outcome.moves, outcome.state
-            self._last["standings"] = {
-                str(vmid): [round(value, 4) for value in (*standing.rate[:2], standing.due, standing.lack)]
+            standings = {
+                vmid: Standing(*standing.rate[:2], standing.due, standing.lack)
                 for vmid, standing in outcome.standings.items()
             }
+            self._last = replace(self._last, standings=standings)
         memory = self._coordinate(node, ledger, sightings, now_s)
         result = self._apply(node, ledger, sightings, moves, memory, interval.uses)
         _forget_told(node.root)
@@ -148,7 +150,7 @@ class Balancer:
         told = any(claim.balloon_mib is not None for claim in ledger.claims.values())
         if len(excluded) == len(managed) and not told and not guests.stranded(ledger, managed):
             self._memory = None
-            self._last["skipped"] = {str(vmid): reason for vmid, reason in excluded.items()}
+            self._last = replace(self._last, skipped=excluded, balloons_mib=NOTHING)
             return None
         from pxsched.balance import balloon, memory
 
@@ -160,7 +162,8 @@ class Balancer:
             return None
         outcome = memory.targets(found, host, self._memory or balloon.State(), node.settings.node, now_s)
         self._memory = outcome.state
-        self._last["skipped"] = {str(vmid): reason for vmid, reason in outcome.skipped.items()}
+        sizes = {guest.vmid: guest.actual_mib for guest in found if not guest.unheard}
+        self._last = replace(self._last, skipped=outcome.skipped, balloons_mib=sizes)
         return outcome
 
     def _apply(
@@ -203,10 +206,9 @@ class Balancer:
 
     def _note(self, result: Result, now_s: float) -> None:
         """Keeps what `status` shows, and writes the state down when it is time."""
-        self._last["at"] = time.time()
+        self._last = replace(self._last, at_s=time.time())
         if result.lines:
-            self._last["acted_at"] = time.time()
-            self._last["acted"] = result.lines
+            self._last = replace(self._last, acted_at_s=time.time(), acted=tuple(result.lines))
         if self._keep and not result.lines and now_s - self._saved_s < SAVE_PERIOD_S:
             return
         self._saved_s = now_s
@@ -221,7 +223,7 @@ class Balancer:
                 "samples": {} if self._keep else self._before.to_json(),
                 "cpu": self._cpu.to_json(),
                 "memory": self._memory.to_json() if self._memory else None,
-                "last": self._last,
+                "last": self._last.to_json(),
             }
             state.save(self._root, FILE, document)
 
@@ -232,15 +234,11 @@ class Remembered(Value):
     before: samples.Snapshot = samples.Snapshot()
     cpu: record.State = record.State()
     memory: "balloon.State | None" = None
-    last: Mapping[str, object] = NOTHING
+    last: Last = Last()
 
 
-def last(root: Root) -> Mapping[str, object]:
-    """What the last pass found and the last one that acted did, for `status`.
-
-    at, acted_at: seconds since 1970. acted: sentences. skipped: why a guest's memory is left alone, by VMID.
-    standings: by VMID, [running, waiting, due in CPUs, contention from 0 to 1].
-    """
+def last(root: Root) -> Last:
+    """What the last pass found and the last one that acted did."""
     return _load(root, set_aside=False)[0].last
 
 
@@ -260,32 +258,12 @@ def _remembered(root: Root, value: object) -> Remembered:
         from pxsched.balance import balloon
 
         memory = balloon.State.from_json(document["memory"])
-    known = stored.table(document.get("last", {}))
     return Remembered(
         samples.Snapshot.from_json(document.get("samples", {})),
         record.State.from_json(document.get("cpu", {})),
         memory,
-        {name: read(known[name]) for name, read in _LAST.items() if name in known},
+        Last.from_json(document.get("last", {})),
     )
-
-
-def _standing(body: object) -> list[float]:
-    return [stored.number(value) for value in stored.items(body, 4)]
-
-
-def _named(read: Callable[[object], object]) -> Callable[[object], object]:
-    """By VMID, as text."""
-    return lambda value: {str(vmid): body for vmid, body in stored.by_vmid(value, read).items()}
-
-
-# What `last` may say: no other word is read back.
-_LAST: dict[str, Callable[[object], object]] = {
-    "at": stored.number,
-    "acted_at": stored.number,
-    "acted": lambda value: [stored.text(line) for line in stored.listed(value)],
-    "skipped": _named(stored.text),
-    "standings": _named(_standing),
-}
 
 
 def _boot_id(root: Root) -> str:

@@ -45,13 +45,6 @@ def summary(sharers: Iterable[Sharer]) -> str:
     return "; ".join(parts)
 
 
-def metrics(found: Iterable[Exclusive]) -> Iterator[str]:
-    """Samples of `pxsched_dedicated_cpus_open`: on how many of a VM's CPUs something of a kind may run."""
-    for vm in found:
-        for kind in Kind:
-            yield f'pxsched_dedicated_cpus_open{{vmid="{vm.vmid}",to="{kind}"}} {len(vm.open_to(kind))}'
-
-
 def _some(names: list[str]) -> str:
     more = len(names) - MOST
     return ", ".join(names[:MOST]) + (f" and {more} more" if more > 0 else "")

@@ -92,15 +92,14 @@ class Watcher:
         rows = [row(one, ledger.claims.get(one.vmid), uses.get(one.vmid), topology) for one in sightings]
         now = host.look(self._root)
         last = balancing.last(self._root)
-        acted, acted_at = last.get("acted"), last.get("acted_at")
         return Frame(
             topology,
             tuple(rows),
             _busy(topology, now) if now else NOTHING,
             now.memory_total_bytes if now else None,
             now.memory_available_bytes if now else None,
-            tuple(map(str, acted)) if isinstance(acted, list) else (),
-            max(0.0, time.time() - acted_at) if isinstance(acted_at, float) else None,
+            last.acted,
+            None if last.acted_at_s is None else max(0.0, time.time() - last.acted_at_s),
             tuple(wrong(ledger)),
         )
 

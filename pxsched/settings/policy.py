@@ -159,6 +159,20 @@ def _parse_word(value: object) -> str:
 _WORD = Check(_parse_word, 'word, such as `"performance"`')
 
 
+def _parse_directory(value: object) -> str:
+    """An absolute path that stays what it is when it is joined to a root."""
+    if value == "":
+        return ""
+    path = value if isinstance(value, str) else ""
+    plain = re.fullmatch(r"(/[A-Za-z0-9._+-]{1,255}){1,16}/?", path, re.ASCII)
+    if not plain or ".." in path.split("/"):
+        raise ValueError(f"{value!r} is no plain directory such as '/var/lib/prometheus/node-exporter'")
+    return path
+
+
+_DIRECTORY = Check(_parse_directory, 'directory, such as `"/var/lib/prometheus/node-exporter"`')
+
+
 class Setting(NamedTuple):
     """parse, values: as in Check. help: one sentence."""
 
@@ -280,6 +294,9 @@ class NodeSettings(Settings):
     cooldown_s: float = _setting(60.0, _number(0, 86400), "least time between two moves of one VM (s)")
     balance_cpu: bool = _setting(True, _BOOL, "rebalance CPUs")
     balance_memory: bool = _setting(True, _BOOL, "move balloon memory between guests")
+    textfile: str = _setting(
+        "", _DIRECTORY, "node_exporter's textfile directory, for metrics after each pass; empty: none"
+    )
 
 
 def key_of(name: str) -> str:

@@ -11,6 +11,7 @@ from pxsched.cluster import publish
 from pxsched.errors import UserError
 from pxsched.guest.hookscript import SCRIPT_NAME, is_ours
 from pxsched.host.name import name_of
+from pxsched.monitor import textfile
 from pxsched.optin import naming, rules
 from pxsched.optin.apply import apply
 from pxsched.optin.naming import Naming
@@ -20,6 +21,7 @@ from pxsched.proxmox import cluster
 from pxsched.proxmox import storage as storages
 from pxsched.root import Root
 from pxsched.sandbox.stand_in import local_api
+from pxsched.settings import files as settings
 from pxsched.setup import plan, removal, stub
 from pxsched.setup.manifest import Manifest
 from pxsched.setup.steps import Remove, RemoveDirectory, RemoveState, Step, Systemctl, Write
@@ -137,6 +139,7 @@ def decide(
         *chosen,
         RemoveState("run/pxsched"),
         Remove(publish.file_of(name_of(root)), must=False),  # what the other nodes know of this one
+        *map(Remove, _metrics(root)),
         *map(Remove, listed.files),
         *map(RemoveDirectory, listed.directories),
         *([Systemctl(("daemon-reload",), must=False)] if units else []),
@@ -146,6 +149,12 @@ def decide(
     lines += [f"left: /{path}, which other nodes use, too" for path in shared]
     needed = tuple(step for step in steps if step.needed(root))
     return Leaving(needed, (*lines, *_capacity(root)))
+
+
+def _metrics(root: Root) -> list[str]:
+    """The file for Prometheus: node_exporter would go on to tell of it for ever."""
+    directory = settings.load(root).node.textfile
+    return [textfile.path(directory)] if directory else []
 
 
 def _stop(units: list[str]) -> Iterator[Step]:

@@ -334,6 +334,15 @@ def test_a_chained_vm_that_shares_the_script_with_other_nodes_keeps_the_program(
 # Plan and execution.
 
 
+def test_metrics_do_not_go_on_to_tell_of_what_was(node, uninstall):
+    node.write("etc/pxsched/pxsched.toml", '[node]\ntextfile = "/var/lib/prometheus/node-exporter"\n')
+    ours = node.write("var/lib/prometheus/node-exporter/pxsched.prom", "pxsched_passes_total 1\n")
+    theirs = node.write("var/lib/prometheus/node-exporter/apt.prom", "apt 1\n")
+    code, out, _ = uninstall()
+    assert (code, "remove /var/lib/prometheus/node-exporter/pxsched.prom" in out) == (0, True)
+    assert (ours.exists(), theirs.exists()) == (False, True)
+
+
 def test_a_dry_run_says_what_the_real_run_does_and_does_nothing(node, uninstall):
     node.vm(100, OURS)
     node.vm(101, f"\n[before]\n{OURS}")

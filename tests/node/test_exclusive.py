@@ -16,13 +16,13 @@ from pxsched.guest import process
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim, State
 from pxsched.ledger.file import Ledger
+from pxsched.monitor import families
 from pxsched.node import exclusive, planning
 from pxsched.node import sighting as nodes
 from pxsched.node.exclusive import Kind
 from pxsched.node.observing import Observer
 from pxsched.placement.request import Placement, VmClass
 from pxsched.report import exclusive as report
-from pxsched.report import prometheus
 from pxsched.root import Root
 
 CGROUP = "sys/fs/cgroup"
@@ -239,10 +239,10 @@ def test_status_says_it_and_who_else_is_there(node, capsys):
 def test_prometheus_counts_the_cpus_that_are_open_to_others(node):
     node.vm(200, 2000, "3")
     node.group("system.slice", "0-7")
-    lines = prometheus.render([], {}, lambda claim: None, node.check()).splitlines()
-    assert 'pxsched_dedicated_cpus_open{vmid="100",to="vm"} 1' in lines
-    assert 'pxsched_dedicated_cpus_open{vmid="100",to="slice"} 2' in lines
-    assert 'pxsched_dedicated_cpus_open{vmid="100",to="interrupt"} 0' in lines
+    lines = families.render(families.Facts(exclusive=node.check())).splitlines()
+    assert 'pxsched_dedicated_cpus_open{to="vm",vmid="100"} 1.0' in lines
+    assert 'pxsched_dedicated_cpus_open{to="slice",vmid="100"} 2.0' in lines
+    assert 'pxsched_dedicated_cpus_open{to="interrupt",vmid="100"} 0.0' in lines
 
 
 # What is exclusive is not taken from where somebody else is confined.

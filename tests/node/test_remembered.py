@@ -12,6 +12,7 @@ from pxsched.balance import balloon, record, samples
 from pxsched.knobs import balloon as knob
 from pxsched.node import balancing
 from pxsched.node.balancing import Balancer
+from pxsched.node.remembered import Last
 from pxsched.root import Root
 
 ROOMY_KIB = 100 << 10
@@ -24,7 +25,7 @@ WHOLE = {
     "cpu": record.State({100: record.Record(7, (samples.Rate(0.5, 0.1, 0.6),), 12.5, 99.0)}).to_json(),
     "memory": balloon.State({100: balloon.Record(7, 1.0, 300.0, target_mib=512)}).to_json(),
     "last": {"at": 1.7e9, "acted_at": 1.7e9, "acted": ["moved VM 100"], "skipped": {"101": "no balloon"},
-             "standings": {"100": [0.5, 0.1, 1.0, 0.0]}},
+             "standings": {"100": [0.5, 0.1, 1.0, 0.0]}, "balloons": {"100": 512.5}},
 }  # fmt: skip
 ODD = [b"", b"9" * 30, b"1e999", b"Infinity", b"null", b"[", b"}", b"-1", b'"x"', b"\xff"]
 TOLD = {"100": [7, 512], "101": [9, 2048]}
@@ -44,7 +45,7 @@ def put(root: Root, file: str, content: bytes | str) -> None:
 def test_what_was_remembered_is_read_back(root):
     put(root, balancing.FILE, json.dumps(WHOLE))
     known, damage = balancing._load(root, set_aside=True)
-    assert damage == "" and known.last == WHOLE["last"]
+    assert damage == "" and known.last.to_json() == WHOLE["last"]
     read_back = known.before.to_json(), known.cpu.to_json(), known.memory.to_json() if known.memory else None
     expected = [json.loads(json.dumps(WHOLE[name])) for name in ("samples", "cpu", "memory")]
     assert json.loads(json.dumps(read_back)) == expected
@@ -73,7 +74,7 @@ def test_a_damaged_record_is_set_aside_named_and_forgotten(root, damaged):
 
 def test_who_only_looks_leaves_a_damaged_record_where_it_is(root):
     put(root, balancing.FILE, "[")
-    assert balancing.last(root) == {}
+    assert balancing.last(root) == Last()
     assert Path(root.path(balancing.FILE)).exists()
 
 

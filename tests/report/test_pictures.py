@@ -1,4 +1,4 @@
-"""The node as a picture and as metrics."""
+"""The node as a picture."""
 
 import xml.etree.ElementTree as ElementTree
 from itertools import combinations
@@ -9,9 +9,8 @@ import pytest
 from pxsched.host import cpulist
 from pxsched.host.topology import L3, Cpu, Node, Package, Topology
 from pxsched.ledger.claim import Claim, State
-from pxsched.ledger.journal import Entry
 from pxsched.placement.request import Placement, VmClass
-from pxsched.report import prometheus, svg
+from pxsched.report import svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -78,20 +77,3 @@ def test_the_colour_blind_tell_the_colours_apart(kind):
 
     for one, other in combinations(svg.COLOURS, 2):
         assert dist(seen(one), seen(other)) > 0.1, (one, other)
-
-
-def test_metrics_count_what_is_held_and_what_drifted():
-    entries = {
-        "affinity:1,1": Entry(100, "vcpu", "0-3", "1", 1, 5, 2),
-        "irq:9,x": Entry(100, "interrupts", "0", "1", 1),
-    }
-    delay = {"ran_ns": 2_500_000_000, "waited_ns": 1}
-    lines = prometheus.render([claim(100, {1})], entries, lambda claim: delay).splitlines()
-    assert 'pxsched_vm_cpus{vmid="100",class="pinned",state="running"} 1' in lines
-    assert 'pxsched_vm_run_seconds_total{vmid="100"} 2.500000' in lines
-    assert 'pxsched_knob_drifts_total{plugin="vcpu"} 2' in lines
-    assert 'pxsched_knobs{plugin="interrupts"} 1' in lines
-
-
-def test_a_vm_that_just_left_has_no_run_time():
-    assert "run_seconds_total{" not in prometheus.render([claim(100, {1})], {}, lambda claim: None)

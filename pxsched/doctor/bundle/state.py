@@ -7,7 +7,7 @@ machine's: who unpacks it reads it as of this boot.
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from pxsched.doctor.bundle import machine, words
 from pxsched.knobs import balloon
@@ -17,6 +17,7 @@ from pxsched.ledger.claim import Claim
 from pxsched.ledger.file import Ledger
 from pxsched.ledger.journal import Entry
 from pxsched.node import balancing
+from pxsched.node.remembered import Last
 from pxsched.optin.rules import is_ours
 from pxsched.placement.request import VmClass
 from pxsched.root import Root
@@ -36,9 +37,9 @@ def files(root: Root) -> Iterator[tuple[str, str]]:
     text = _ledger(ledger)
     if text:
         yield ledgers.FILE, text
-    last = _last_pass(balancing.last(root))
-    if last:
-        yield balancing.FILE, json.dumps({"boot_id": BOOT_ID, "last": last})
+    last = balancing.last(root)
+    if last.at_s is not None:
+        yield balancing.FILE, json.dumps({"boot_id": BOOT_ID, "last": _last_pass(last).to_json()})
     told = balloon.told(root)
     if told:
         yield balloon.FILE, json.dumps(told)
@@ -115,28 +116,14 @@ _GROUPS = frozenset(
 )  # fmt: skip
 
 
-def _last_pass(last: Mapping[str, object]) -> dict[str, object]:
+def _last_pass(last: Last) -> Last:
     """Figures as they are; sentences where they are ours."""
-    told: dict[str, object] = {
-        name: last[name] for name in ("at", "acted_at") if isinstance(last.get(name), float)
-    }
-    acted, skipped, standings = last.get("acted"), last.get("skipped"), last.get("standings")
-    if isinstance(acted, list):
-        told["acted"] = list(_sentences(map(str, acted), "balance", "node"))
-    if isinstance(skipped, dict):
-        reasons = {vmid: _sentences([str(reason)], "balance", "node")[0] for vmid, reason in skipped.items()}
-        told["skipped"] = {vmid: reason for vmid, reason in reasons.items() if str(vmid).isdecimal()}
-    if isinstance(standings, dict):
-        told["standings"] = {
-            vmid: figures for vmid, figures in standings.items() if _is_figures(vmid, figures)
-        }
-    return told
+    return replace(
+        last,
+        acted=_sentences(last.acted, "balance", "node"),
+        skipped={vmid: _sentences([why], "balance", "node")[0] for vmid, why in last.skipped.items()},
+    )
 
 
 def _sentences(found: Iterable[str], *rooms: str) -> tuple[str, ...]:
     return tuple(line if words.ours(line, *rooms) else LEFT_OUT for line in found)
-
-
-def _is_figures(vmid: object, figures: object) -> bool:
-    numbers = isinstance(figures, list) and all(isinstance(number, int | float) for number in figures)
-    return numbers and str(vmid).isdecimal()

@@ -1,0 +1,55 @@
+"""Metrics for node_exporter, which reads every *.prom in its textfile directory (its README)."""
+
+import os
+
+from pxsched.errors import UserError
+from pxsched.host import topology
+from pxsched.ledger import file as ledgers
+from pxsched.monitor import families, passes, refusals, runs
+from pxsched.node import balancing, exclusive
+from pxsched.root import Root
+
+NAME = "pxsched.prom"
+
+
+def text(root: Root) -> str:
+    """The node's metrics now. Raises UserError where the library is missing, or counts cannot be kept."""
+    ledger = ledgers.peek(root)
+    last = balancing.last(root)
+    return families.render(
+        families.Facts(
+            ledger.claims.values(),
+            ledger.journal,
+            exclusive.check(root, ledger, topology.isolated(root)),
+            passes.load(root),
+            runs.count(root, ledger.claims.values()),
+            refusals.load(root),
+            {vmid: standing[3] for vmid, standing in last.standings.items()},
+            last.balloons_mib,
+        )
+    )
+
+
+def write(path: str, content: str) -> None:
+    """Replaces the file as a whole, as a collector may read at any moment. It is readable by everybody.
+
+    Raises UserError.
+    """
+    temporary = f"{path}.new"
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW), "w") as stream:
+            os.fchmod(stream.fileno(), 0o644)  # whatever the umask
+            stream.write(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path!r}: {error.strerror}") from error
+
+
+def publish(root: Root, directory: str) -> None:
+    """What the timer does after a pass. Raises UserError."""
+    write(root.path(path(directory)), text(root))
+
+
+def path(directory: str) -> str:
+    """The file in that directory, both below the root."""
+    return f"{directory.strip('/')}/{NAME}"
