@@ -117,6 +117,7 @@ def _config_text(root: Root, name: str) -> str:
 
 
 def run_plan(options: argparse.Namespace) -> int:
+    from pxsched.report import knobs
     from pxsched.shaping import advice
 
     node = nodes.open_node(options.root)
@@ -137,7 +138,7 @@ def run_plan(options: argparse.Namespace) -> int:
         f"  memory: node {cpulist.format(placement.nodes)}",
         *(f"  why: {line}" for line in placement.why),
         *(f"  warning: {line}" for line in plan.warnings),
-        *(f"  {item.knob}: {item.now or '-'} -> {item.want}" for item in plan.settings),
+        *(f"  {knobs.planned(options.root, item.knob, item.now, item.want)}" for item in plan.settings),
         *([f"  shape: {advice.line(shape)}"] if shape else []),
     )
     return Exit.DONE
@@ -179,7 +180,7 @@ def run_status(options: argparse.Namespace) -> int:
     from pxsched.node import balancing
     from pxsched.node import exclusive as facts
     from pxsched.node import others as strangers
-    from pxsched.report import balance, exclusive, host, others
+    from pxsched.report import balance, exclusive, host, others, overview
     from pxsched.settings import files as settings
 
     last = balancing.last(options.root)
@@ -191,6 +192,8 @@ def run_status(options: argparse.Namespace) -> int:
     untrue = _untrue(options.root, claims)
     seen = strangers.known(options.root, {*ledger.claims})
     warnings = [*ledger.warnings, *settings.load(options.root).stale]
+    strange = seen.others if options.vm is None else ()
+    lines = overview.look(options.root, claims, strange, checked, balance.waiting(last))
     if options.json:
         print_json(
             {
@@ -200,7 +203,8 @@ def run_status(options: argparse.Namespace) -> int:
                     | balance.of_vm(last, claim)
                     | {"exclusive": exclusive.document(checked.get(claim.vmid))}
                     | {"shape": untrue.get(claim.vmid)}
-                    for claim in claims
+                    | overview.document(line)
+                    for claim, line in zip(claims, lines, strict=False)
                 ],
                 "knobs": [_knob_document(key, entry, states[key]) for key, entry in entries.items()],
                 "last_pass": balance.document(last),
@@ -215,6 +219,7 @@ def run_status(options: argparse.Namespace) -> int:
     say(*(f"warning: {warning}" for warning in warnings))
     if now := host.look(options.root):
         say(now.line)
+    say(*overview.table(lines))
     say(*text.status(claims, knobs.lines(options.root, entries, states)))
     for claim in claims:
         say(*devices.lines(claim.vmid, devices.document(options.root, claim)))

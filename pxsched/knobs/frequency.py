@@ -20,6 +20,9 @@ class Governor(Knob):
 
     policy: int
 
+    def label(self, root: Root) -> str:
+        return f"governor of frequency policy {self.policy}"
+
     def read(self, root: Root) -> str:
         return file.read(root, f"{frequency.directory(root, self.policy)}/{frequency.GOVERNOR}")
 
@@ -48,6 +51,9 @@ class EnergyPreference(Knob):
     rank = Rank.FOLLOWER
 
     policy: int
+
+    def label(self, root: Root) -> str:
+        return f"energy preference of frequency policy {self.policy}"
 
     def read(self, root: Root) -> str:
         return file.read(root, f"{frequency.directory(root, self.policy)}/{frequency.PREFERENCE}")

@@ -30,6 +30,9 @@ class InterruptAffinity(Knob):
     number: int
     identity: str
 
+    def label(self, root: Root) -> str:
+        return f"affinity of interrupt {self.number} ({self.identity})"
+
     def read(self, root: Root) -> str:
         text = root.read(f"{IRQ_DIR}/{self.number}/smp_affinity_list")
         if text is None or not self._present(root):
@@ -58,6 +61,9 @@ class DefaultAffinity(Knob):
     """The mask that interrupts get when they are set up."""
 
     kind = "irq-default"
+
+    def label(self, root: Root) -> str:
+        return "affinity of new interrupts"
 
     def read(self, root: Root) -> str:
         text = root.read(f"{IRQ_DIR}/default_smp_affinity")

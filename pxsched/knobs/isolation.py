@@ -68,6 +68,9 @@ class _HostCpus(Knob):
 
     name: str
 
+    def label(self, root: Root) -> str:
+        return f"CPUs of {self.name}"
+
     def check(self) -> None:
         if self.name not in self.names:
             raise ValueError(f"{self.name[:40]!r} is none of {', '.join(self.names)}")

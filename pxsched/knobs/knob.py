@@ -75,8 +75,8 @@ class Knob(Value):
         return now == want
 
     def label(self, root: Root) -> str:
-        """What a person calls it, where the key says it in numbers. Printable characters only."""
-        return self.key
+        """What a person calls it."""
+        raise NotImplementedError
 
     def shown(self, value: str) -> str:
         """A value as a person reads it. Raises ValueError for one that is not the knob's."""

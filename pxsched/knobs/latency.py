@@ -85,6 +85,9 @@ class KvmParameter(Knob):
 
     name: str
 
+    def label(self, root: Root) -> str:
+        return f"{self.name} of KVM"
+
     def check(self) -> None:
         if self.name != "halt_poll_ns":
             raise ValueError(f"{self.name[:40]!r} is no parameter of ours")
@@ -102,6 +105,9 @@ class ResumeLatency(Knob):
     kind = "resume-latency"
 
     cpu: int
+
+    def label(self, root: Root) -> str:
+        return f"wake-up latency of CPU {self.cpu}, in microseconds"
 
     def read(self, root: Root) -> str:
         return file.read(root, self._path)

@@ -20,6 +20,9 @@ class QueueMask(Knob):
     ifindex: int
     queue: str
 
+    def label(self, root: Root) -> str:
+        return f"CPUs of queue {self.queue} of {self.interface}"
+
     def read(self, root: Root) -> str:
         text = root.read(self._path(root))
         if text is None:

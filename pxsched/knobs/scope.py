@@ -38,6 +38,9 @@ class DropIn(_Scope):
 
     vmid: int
 
+    def label(self, root: Root) -> str:
+        return f"CPUs and memory nodes that VM {self.vmid} starts with"
+
     def read(self, root: Root) -> str:
         match = _FILE.search((root.read_bytes(self._path) or b"").decode("utf-8", "replace"))
         if match is None or not os.stat(root.path(self._path)).st_mode & _IN_FORCE:
@@ -94,6 +97,9 @@ class MemoryNodes(_Scope):
 
     vmid: int
 
+    def label(self, root: Root) -> str:
+        return f"memory nodes of VM {self.vmid}"
+
     def read(self, root: Root) -> str:
         group = cgroup.scope(self.vmid)
         if not cgroup.exists(root, group):
@@ -118,6 +124,9 @@ class Partition(_Scope):
     kind = "partition"
 
     vmid: int
+
+    def label(self, root: Root) -> str:
+        return f"partition of VM {self.vmid}"
 
     def read(self, root: Root) -> str:
         base = self._base(root)

@@ -19,6 +19,11 @@ def of_vm(last: Last, claim: Claim) -> dict[str, object]:
     return found
 
 
+def waiting(last: Last) -> dict[int, float]:
+    """By VMID, how many CPUs' worth of time it waited."""
+    return {vmid: wait for vmid, (_run, wait, _due, _lack) in last.standings.items()}
+
+
 def document(last: Last) -> dict[str, object] | None:
     """The node's part; None before the first pass."""
     if last.at_s is None:

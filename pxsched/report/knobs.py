@@ -16,6 +16,13 @@ def lines(root: Root, entries: Mapping[str, Entry], now: Mapping[str, str | None
     return found
 
 
+def planned(root: Root, key: str, now: str | None, want: str) -> str:
+    """What would be turned, from what to what."""
+    knob = _knob(key)
+    label = knob.label(root) if knob else key
+    return f"{label}: {'-' if now is None else _shown(knob, now)} -> {_shown(knob, want)}"
+
+
 def _line(root: Root, key: str, entry: Entry, now: str | None) -> str:
     knob = _knob(key)
     label = knob.label(root) if knob else key

@@ -8,7 +8,6 @@ from pxsched.node.others import Seen
 
 # Work of the host that is named: this much of one CPU.
 WORTH_NAMING = 0.1
-MOST = 16
 
 
 def document(seen: Seen) -> dict[str, Any]:
@@ -28,12 +27,7 @@ def document(seen: Seen) -> dict[str, Any]:
 
 
 def lines(seen: Seen) -> Iterator[str]:
-    """The same for a person."""
-    for other in seen.others[:MOST]:
-        use = "" if other.load is None else f", uses {other.load:.2f} CPUs"
-        yield f"{other.name} is not placed by pxsched: it may run on CPUs {cpulist.format(other.cpus)}{use}"
-    if len(seen.others) > MOST:
-        yield f"{len(seen.others) - MOST} more VMs and containers are not placed by pxsched"
+    """What work of nobody uses, for a person."""
     busy = {cpu: part for cpu, part in seen.busy.items() if part >= WORTH_NAMING}
     if busy:
         yield f"other work uses {sum(busy.values()):.2f} CPUs of CPUs {cpulist.format(busy)}"

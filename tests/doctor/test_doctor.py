@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,14 @@ def test_a_program_of_such_a_name_is_called_by_the_kernel_what_the_doctor_looks_
     program.symlink_to("/bin/sleep")
     child = subprocess.Popen([program, "60"])
     try:
-        comm = Path(f"/proc/{child.pid}/comm").read_text().strip()
+        own = Path("/proc/self/comm").read_text()
+        # The kernel closes what an exec closes, for which Popen waits, before it sets the name.
+        for _ in range(500):
+            comm = Path(f"/proc/{child.pid}/comm").read_text()
+            if comm != own:
+                break
+            time.sleep(0.01)
+        comm = comm.strip()
         assert [rival.name for rival in RIVALS if rival.runs({comm}, set())] == ["proxmox-cpu-affinity"]
     finally:
         child.kill()

@@ -7,6 +7,7 @@ import pytest
 
 from pxsched.errors import UserError
 from pxsched.host import topology
+from pxsched.knobs.knob import KINDS
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim, State
 from pxsched.ledger.journal import Entry
@@ -120,8 +121,17 @@ VM 100: pinned, running
   knobs     affinity of CPU 0/KVM (7): was 0-1, wanted 1
             affinity of thread 8: was 0-1, wanted 0, now 0-1 (not allowed)
 This node
-  knobs     governor:0: was powersave, wanted performance, now gone"""
+  knobs     governor of frequency policy 0: was powersave, wanted performance, now gone"""
     )
+
+
+def test_every_kind_of_knob_has_words_for_a_person(tmp_path):
+    numbers = {"slice": "user.slice", "cgroup": "lxc", "kvm": "halt_poll_ns", "nic-queue": "tap100i0,7,rx-0",
+               "affinity": "1,1", "scheduling": "1,1", "balloon": "100,1", "irq": "9,eth0", "irq-default": "",
+               "irqbalance-irq": "1,1,9", "irqbalance-cpus": "1,1"}  # fmt: skip
+    for kind in KINDS:
+        key = f"{kind}:{numbers.get(kind, 7)}"
+        assert knobs.planned(Root(str(tmp_path)), key, None, "x").partition(":")[0] not in ("", kind), key
 
 
 @pytest.mark.parametrize(
@@ -134,12 +144,13 @@ This node
         ("balloon:100,1", Entry(100, "balloon", "2048", "512", 0), "1024",
          "balloon of VM 100: was 2048 MiB, wanted 512 MiB, now 1024 MiB"),
         ("slice:user.slice", Entry(0, "isolation", '["","0-7",true,[]]', "0-3", 0), "0-3",
-         "slice:user.slice: was 0-7, wanted 0-3"),
+         "CPUs of user.slice: was 0-7, wanted 0-3"),
         ("irqbalance-irq:9,1,60", Entry(100, "interrupts", "free", "banned", 0), "banned",
          "interrupt 60 in irqbalance (9): was free, wanted banned"),
-        ("memory-nodes:100", Entry(100, "memory", "", "1", 0), "1", "memory-nodes:100: was -, wanted 1"),
+        ("memory-nodes:100", Entry(100, "memory", "", "1", 0), "1",
+         "memory nodes of VM 100: was -, wanted 1"),
         ("slice:user.slice", Entry(0, "isolation", "[", "0-3", 0), "",
-         "slice:user.slice: was [, wanted 0-3, now -"),
+         "CPUs of user.slice: was [, wanted 0-3, now -"),
         ("warp-drive:1", Entry(0, "warp", "1", "9", 0), "9", "warp-drive:1: was 1, wanted 9"),
     ],
 )  # fmt: skip
