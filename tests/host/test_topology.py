@@ -15,9 +15,8 @@ from pxsched.host import cpulist, topology
 from pxsched.host.topology import CpuKind, Topology
 from pxsched.root import Root
 
-CORPORA = Path(__file__).resolve().parents[3] / "shared" / "corpora"
-INDEX = CORPORA / "topologies-index.csv"
-ALL = [row["name"] for row in csv.DictReader(INDEX.open())] if INDEX.exists() else ["all machines"]
+INDEX = Path(os.environ["PXSCHED_CORPORA"], "topologies-index.csv")
+ALL = [row["name"] for row in csv.DictReader(INDEX.open())]
 OURS = [
     "ghw-offlineCPUs", "hwloc-16em64t-4s2c2t-offlines", "hwloc-2i386-2c-nohugepage",
     "hwloc-64amd64-4s2n4ca2co", "hwloc-fakeheterocpunuma", "nri-server-snc-pmem", "pepc-adl0", "pepc-arl-h-1",

@@ -1,6 +1,7 @@
 """Machines made of a few numbers or of a table, requests, and the questions tests ask of an answer."""
 
 import functools
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pxsched.placement.request import GuestNode, Holding, Host, Placement, Reque
 from pxsched.root import Root
 from pxsched.settings.policy import Smt
 
-CORPORA = Path(__file__).parents[2] / "../shared/corpora"
+CORPORA = Path(os.environ["PXSCHED_CORPORA"])
 
 
 def from_table(

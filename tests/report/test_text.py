@@ -16,8 +16,6 @@ from pxsched.placement.request import Placement, VmClass
 from pxsched.report import knobs, text
 from pxsched.root import Root
 
-CORPUS = Path(__file__).parents[2] / "../shared/corpora/topologies"
-
 
 def write(root: Path, relative: str, content: str) -> None:
     path = root / relative
@@ -182,13 +180,8 @@ def test_sizes_are_short(size_bytes, said):
 
 
 @pytest.mark.slow
-def test_every_known_machine_is_drawn_with_each_cpu_once(tmp_path):
-    if not CORPUS.with_name("topologies.tar.xz").exists():
-        pytest.skip("the corpus of machines is not beside this checkout")
-    import subprocess
-
-    subprocess.run(["tar", "-xJf", CORPUS.with_name("topologies.tar.xz"), "-C", tmp_path], check=True)
-    for root in sorted(tmp_path.glob("*/root")):
+def test_every_known_machine_is_drawn_with_each_cpu_once(topologies):
+    for root in sorted(topologies.glob("*/root")):
         try:
             machine = topology.read(Root(str(root)))
         except UserError:
