@@ -47,11 +47,12 @@ def _damaged(root: Root, file: str, why: str, set_aside: bool) -> str:
 
 
 def save(root: Root, file: str, document: object) -> None:
-    """Replaces the file. Raises OSError, and leaves what was there."""
+    """Replaces the file; a mapping is an object. Raises OSError, and leaves what was there."""
     path = root.path(file)
     try:
         with open(f"{path}.new", "w") as stream:
-            stream.write(json.dumps(document, separators=(",", ":")))  # `dump` is not written in C
+            # `dump` is not written in C
+            stream.write(json.dumps(document, default=dict, separators=(",", ":")))
         os.replace(f"{path}.new", path)
     except OSError:
         remove(root, f"{file}.new")

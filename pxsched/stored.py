@@ -13,6 +13,10 @@ T = TypeVar("T")
 E = TypeVar("E")
 
 MOST_BYTES = 16 << 20
+# What a document may take in memory, and what its parts take there at most (CPython 3.11 to 3.13, 64 bits): a
+# list and an object of one member, a number or short text, and a character beyond ASCII, as all around it.
+MOST_MEMORY = 64 << 20
+_LIST, _OBJECT, _VALUE, _WIDE = 96, 240, 56, 4
 MOST_DIGITS = 19  # of a whole number: what fits into 64 bits
 INT64 = (1 << 63) - 1
 
@@ -25,12 +29,22 @@ def parse(data: bytes | str, *, most_bytes: int = MOST_BYTES) -> Any:
     """The JSON document. Raises Damaged for what is none, is too long or deep, or has too large numbers."""
     if len(data) > most_bytes:
         raise Damaged(f"{len(data)} bytes are too many")
+    if len(data) * _OBJECT > MOST_MEMORY and _memory(data) > MOST_MEMORY:
+        raise Damaged("it has too many parts")
     try:
         return json.loads(data, parse_int=_whole, parse_float=_finite, parse_constant=_no_number)
     except Damaged:
         raise
     except (ValueError, RecursionError) as error:
         raise Damaged(f"no JSON: {str(error)[:80]}") from error
+
+
+def _memory(data: bytes | str) -> int:
+    """What the document takes at most, by the signs that begin its parts."""
+    raw = data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass")
+    lists, objects, values = raw.count(b"["), raw.count(b"{"), raw.count(b",") + raw.count(b":")
+    wide = 2 * _WIDE if not raw.isascii() else _WIDE if b"\\u" in raw else 1  # as bytes are decoded first
+    return lists * _LIST + objects * _OBJECT + (lists + objects + values) * _VALUE + len(raw) * wide
 
 
 def _whole(text: str) -> int:

@@ -28,6 +28,7 @@ from pxsched.root import Root
 from pxsched.value import Value
 
 LOCK = "run/pxsched/tick.lock"
+REMEMBERED = ("etc/pve/pxsched", "etc/pve/pxsched-chain.json")  # of VMs, by `chain` and `shaping`
 # While something is expected soon, a single `tick` looks so often, and leaves before the next is due.
 RESTLESS_PERIOD_S, RESTLESS_PASSES = 2.0, 4
 # A fast `watch` looks at everything so often, and whenever a VM came or went; in between it only measures.
@@ -158,11 +159,13 @@ def _shares(root: Root, vmids: Iterable[int]) -> dict[int, str]:
 
 
 def _keep_house(node: Node) -> None:
-    """Forgets hookscripts of VMs that are gone, and keeps Karpenter's VM when that feature is on."""
-    from pxsched.chain import upkeep
+    """Forgets what is remembered of VMs that are gone, and keeps Karpenter's VM when that feature is on."""
+    if any(map(node.root.exists, REMEMBERED)):
+        from pxsched.chain import upkeep
+        from pxsched.shaping import keep as shapes
 
-    for line in upkeep.clean(node.root):
-        say(line)
+        for line in (*upkeep.clean(node.root), *shapes.clean(node.root)):
+            say(line)
     if "karpenter" not in node.settings.features:
         return
     from pxsched.karpenter import keep
@@ -180,10 +183,10 @@ def attend(root: Root, environ: Mapping[str, str] = os.environ) -> Iterator[Done
     """One pass, and a few more while something is expected to appear soon: the interrupts of passed-through
     devices come when the guest's driver does. Raises as `tick` does.
     """
-    for _ in range(RESTLESS_PASSES):
+    for left in reversed(range(RESTLESS_PASSES)):
         done = tick(root, environ)
         yield done
-        if done.settled is None or not done.settled.restless:
+        if done.settled is None or not done.settled.restless or not left:
             return
         time.sleep(RESTLESS_PERIOD_S)
 

@@ -100,6 +100,13 @@ def test_children_are_started_in_one_place(module):
     assert module == "pxsched.child" or "subprocess" not in set(imported(MODULES[module]))
 
 
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if not name.startswith("pxsched.sandbox")))
+def test_json_is_read_in_one_place(module):
+    """With a bound on everything. (A sandbox reads what its own processes wrote.)"""
+    called = {ast.unparse(node.func) for node in ast.walk(MODULES[module]) if isinstance(node, ast.Call)}
+    assert module == "pxsched.stored" or not called & {"json.loads", "json.load"}
+
+
 # What other programs say, passed on by a process whose output `qm` collects and filters.
 PASSED_ON = {"pxsched.sandbox.supervisor"}
 SPEAKING = {"print", "sys.stdout.write", "sys.stderr.write", "syslog.syslog"}

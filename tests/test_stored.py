@@ -1,6 +1,8 @@
 """JSON that may be damaged or hostile: bounded in every way, and asked for by type and range."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -25,6 +27,44 @@ def test_a_document_has_a_size():
     assert stored.parse("[1]", most_bytes=3) == [1]
     with pytest.raises(Damaged, match="4 bytes"):
         stored.parse("[1] ", most_bytes=3)
+
+
+PARTS = {
+    "lists": b"[],", "objects": b'{"a":0},', "numbers": b"-99,", "texts": '"a\xe9",'.encode(),
+    "fractions": b"0.1,", "wide characters": b"x" * 1000, "members": b'"%d":0,',
+}  # fmt: skip
+# Reads documents of one kind, each larger than the one before, until one is refused.
+GROWING = """
+import resource, sys, time
+from pxsched import stored
+part, before_kib = bytes.fromhex(sys.argv[1]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+size = 1 << 18
+while True:
+    count = size // len(part)
+    if b"%d" in part:
+        document = b"{" + b"".join(part % number for number in range(count)) + b'"":0}'
+    elif part[:1] == b"x":
+        document = b'["' + part * count + b'\\\\ud83d\\\\ude00"]'
+    else:
+        document = b"[" + part * count + b"0]"
+    begin = time.process_time()
+    try:
+        stored.parse(document)
+    except stored.Damaged:
+        break
+    print(time.process_time() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib)
+    size += size // 2
+"""
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_no_document_of_any_size_takes_much_memory_or_long(kind):
+    command = [sys.executable, "-c", GROWING, PARTS[kind].hex()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    read = [tuple(map(float, line.split())) for line in done.stdout.splitlines()]
+    assert len(read) > 1, "small ones are read"
+    assert max(took_s for took_s, _ in read) < 1
+    assert max(kib for _, kib in read) < 100 << 10
 
 
 ATOMS = (

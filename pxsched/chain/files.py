@@ -1,42 +1,22 @@
-"""Where entries are kept: one file a VM below /etc/pve, so that they move with the VMs and no node overwrites
-what another one writes.
+"""Where entries are kept (see `proxmox/records.py`), and the file in which an earlier version kept them."""
 
-Rules: pmxcfs replicates each file by itself, renames atomically, knows neither modes nor links, and refuses
-every change while there is no quorum. Only root can write here.
-"""
-
-import os
-import re
 from collections.abc import Iterable, Mapping
 
 from pxsched.chain import entry as entries
 from pxsched.chain.entry import Entry
-from pxsched.errors import UserError
 from pxsched.output import complain
+from pxsched.proxmox.records import Records
 from pxsched.root import Root
 from pxsched.stored import Damaged
 
-CHAIN_DIR = "etc/pve/pxsched/chain"
+RECORDS = Records("etc/pve/pxsched/chain")
 # Of all VMs in one file; read as long as it is there, see `upkeep.take_over`.
 OLD_FILE = "etc/pve/pxsched-chain.json"
-
-_NAME = re.compile(r"([1-9]\d{2,8})\.json", re.ASCII)
-# Another node may remove the empty directory between our making it and our writing into it.
-_TRIES = 20
-
-
-def path_of(vmid: int) -> str:
-    return f"{CHAIN_DIR}/{int(vmid)}.json"
-
-
-def vmids(root: Root) -> list[int]:
-    """The VMIDs that there are files of."""
-    return sorted(int(match[1]) for name in root.list(CHAIN_DIR) if (match := _NAME.fullmatch(name)))
 
 
 def read(root: Root, vmid: int) -> Entry | None:
     """What is remembered under this number, whichever VM it is of. Raises Damaged."""
-    data = root.read_bytes(path_of(vmid))
+    data = RECORDS.read(root, vmid)
     if data is not None:
         return entries.load(data, vmid)
     return read_old(root).get(vmid)
@@ -51,7 +31,7 @@ def read_old(root: Root) -> dict[int, Entry]:
 def damaged(root: Root) -> dict[str, str]:
     """The files that cannot be read, and what is wrong with each."""
     found = {}
-    for path, vmid in [(path_of(vmid), vmid) for vmid in vmids(root)] + [(OLD_FILE, 0)]:
+    for path, vmid in [(RECORDS.path_of(vmid), vmid) for vmid in RECORDS.vmids(root)] + [(OLD_FILE, 0)]:
         try:
             read(root, vmid) if vmid else read_old(root)
         except Damaged as error:
@@ -67,7 +47,7 @@ def find(root: Root, vmid: int, options: Mapping[str, str]) -> Entry | None:
     try:
         entry = read(root, vmid)
     except Damaged as error:
-        name = path_of(vmid) if root.exists(path_of(vmid)) else OLD_FILE
+        name = RECORDS.path_of(vmid) if root.exists(RECORDS.path_of(vmid)) else OLD_FILE
         complain(f"/{name} is damaged ({error}): no chained hookscript is run")
         return None
     return entry if entry is not None and entry.of(options) else None
@@ -94,51 +74,4 @@ def shares(root: Root, vmids: Iterable[int]) -> dict[int, str]:
 
 def write(root: Root, entry: Entry) -> None:
     """Remembers, in the place of what was remembered under that number. Raises UserError."""
-    from pxsched.host import mounts  # the hook only reads
-
-    mounts.check_cluster(root)
-    path = root.path(path_of(entry.vmid))
-    new = f"{path}.tmp.{os.uname().nodename}.{os.getpid()}"
-    for left in range(_TRIES, 0, -1):
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(new, "wb") as file:
-                file.write(entries.dump(entry))
-            os.replace(new, path)
-            return
-        except FileNotFoundError as error:
-            if left == 1:
-                raise _refusal(entry.vmid, error) from error
-        except OSError as error:
-            raise _refusal(entry.vmid, error) from error
-
-
-def drop(root: Root, vmid: int) -> None:
-    """Forgets what is remembered under that number. Raises UserError."""
-    path = root.path(path_of(vmid))
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise _refusal(vmid, error) from error
-    for directory in (os.path.dirname(path), os.path.dirname(os.path.dirname(path))):
-        try:
-            os.rmdir(directory)
-        except OSError:
-            return  # it has other entries, or gets one this moment
-
-
-def drop_unfinished(root: Root, before_s: float) -> None:
-    """Removes what a writer that was killed left before this Unix time."""
-    for name in root.list(CHAIN_DIR):
-        path = root.path(f"{CHAIN_DIR}/{name}")
-        try:
-            if ".json.tmp." in name and os.stat(path).st_mtime < before_s:
-                os.unlink(path)
-        except OSError:
-            continue  # the next time, or another node did
-
-
-def _refusal(vmid: int, error: OSError) -> UserError:
-    return UserError(f"/{path_of(vmid)}: {error.strerror}", hint="has the cluster quorum?")
+    RECORDS.write(root, entry.vmid, entries.dump(entry))

@@ -52,7 +52,7 @@ def common_scripts(root: Root) -> list[str]:
 
 def own_script(root: Root, vmid: int, source: str = "") -> str | None:
     """The path of the VM's own script; None where it has none, or what is remembered is of another VM."""
-    if not (root.exists(files.path_of(vmid)) or root.exists(files.OLD_FILE)):
+    if not (root.exists(files.RECORDS.path_of(vmid)) or root.exists(files.OLD_FILE)):
         return None
     where = config_path(root, vmid, source)
     text = root.read(where) if where else None

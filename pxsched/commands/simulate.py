@@ -5,12 +5,11 @@ nothing here touches the machine.
 """
 
 import difflib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
-from pxsched import output
+from pxsched import output, stored
 from pxsched.errors import UserError
 from pxsched.host import cpulist, topology
 from pxsched.placement.housekeeping import host_of
@@ -21,6 +20,7 @@ from pxsched.placement.search import place, rehome
 from pxsched.root import Root
 from pxsched.settings import files as settings
 from pxsched.settings.policy import Prefer, Smt
+from pxsched.stored import Damaged
 from pxsched.value import Value, replace
 
 if TYPE_CHECKING:
@@ -205,9 +205,9 @@ def _parse(number: int, line: str) -> Iterator[Start | Stop]:
     if not line.strip():
         return
     try:
-        step = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"line {number}: not JSON: {error}") from None
+        step = stored.parse(line)
+    except Damaged as error:
+        raise UserError(f"line {number}: {error}") from None
     if not isinstance(step, dict):
         raise UserError(f'line {number}: a request is a JSON object, such as {{"op": "stop", "vmid": 100}}')
     try:

@@ -28,7 +28,7 @@ def left_behind(subject: Subject) -> Iterator[Finding]:
     """A VM that was opted out keeps what it was told; nothing places it accordingly any more."""
     enabled = {guest.vmid for guest in subject.enabled}
     here = {guest.vmid for guest in subject.here}
-    for vmid in record.vmids(subject.root):
+    for vmid in record.RECORDS.vmids(subject.root):
         if vmid in here - enabled:
             text = f"VM {vmid} is told what it had, and is not opted in any more"
             yield Finding(Level.NOTE, "shape", text, f"pxsched shape {vmid} --undo")

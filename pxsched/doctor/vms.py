@@ -87,7 +87,7 @@ def chained(subject: Subject) -> Iterator[Finding]:
     for path, reason in chain.damaged(root).items():
         yield Finding(Level.BAD, "chained scripts", f"/{path} is damaged: {reason}", "mend it or delete it")
     for one in upkeep.dead(root):
-        text = f"/{chain.path_of(one.vmid)}: {one.reason}"
+        text = f"/{chain.RECORDS.path_of(one.vmid)}: {one.reason}"
         yield Finding(Level.NOTE, "chained scripts", text, "the timer removes it")
     if root.exists(chain.OLD_FILE):
         text = f"/{chain.OLD_FILE} is an earlier version's"

@@ -6,17 +6,18 @@ reserved.
 Rules: qemu-server PVE::QemuServer::PCI, pve-guest-common PVE::Mapping::PCI and PVE::SectionConfig.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from itertools import pairwise
 
+from pxsched import stored
 from pxsched.guest.config import Machine
 from pxsched.guest.options import property_string
 from pxsched.guest.process import VMID, Process
 from pxsched.host import devices
 from pxsched.host.devices import Device
 from pxsched.root import Root
+from pxsched.stored import Damaged
 
 MAPPINGS = "etc/pve/mapping/pci.cfg"
 RESERVATIONS = "run/qemu-server/pci-id-reservations"
@@ -119,8 +120,8 @@ def _device_argument(text: str) -> dict[str, str]:
     """QEMU takes `driver,key=value,...` and JSON; what is neither has no properties."""
     if text.startswith("{"):
         try:
-            document = json.loads(text)
-        except (ValueError, RecursionError):
+            document = stored.table(stored.parse(text))
+        except Damaged:
             return {}
         return {str(key): str(value) for key, value in document.items()}
     driver, *properties = text.split(",")

@@ -4,10 +4,10 @@ The VM is found by name and tag on this node. Both can be written by tenants, so
 could run is never taken for it.
 """
 
-import json
 import os
 import re
 
+from pxsched import state, stored
 from pxsched.errors import UserError
 from pxsched.guest.options import property_string
 from pxsched.host.topology import Topology
@@ -182,24 +182,22 @@ def tick(root: Root, topology: Topology, settings: NodeSettings, api: Api | None
 
 
 def _record(root: Root) -> Record:
-    try:
-        document = json.loads(root.read(RECORD) or "{}")
-        vmid, said = document.get("vmid"), tuple(str(line) for line in document.get("said", ()))
-    except (ValueError, AttributeError, TypeError):
-        return Record()
-    valid = isinstance(vmid, int) and 100 <= vmid <= 999_999_999
-    return Record(vmid if valid else None, said)
+    """What is damaged says nothing: the VM is simply looked for again."""
+    return state.load(root, RECORD, _read, set_aside=False)[0] or Record()
+
+
+def _read(document: object) -> Record:
+    body = stored.table(document)
+    vmid = stored.maybe(lambda value: stored.integer(value, 100, 999_999_999), body.get("vmid"))
+    return Record(vmid, tuple(stored.text(line) for line in stored.listed(body.get("said"))))
 
 
 def _remember(root: Root, record: Record) -> None:
     """Without a writable /run the VM is simply looked for again."""
     if _record(root) == record:
         return
-    path = root.path(RECORD)
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with open(f"{path}.new", "w", encoding="utf-8") as file:
-            json.dump({"schema": 1, "vmid": record.vmid, "said": record.said}, file)
-        os.replace(f"{path}.new", path)
+        os.makedirs(os.path.dirname(root.path(RECORD)), mode=0o700, exist_ok=True)
+        state.save(root, RECORD, {"schema": 1, "vmid": record.vmid, "said": record.said})
     except OSError:
         return

@@ -3,13 +3,12 @@
 Its result is `others.Seen`. Between two passes it keeps the counters, as only their growth says something.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pxsched import stored
+from pxsched import state, stored
 from pxsched.balance.background import Known, unexplained
 from pxsched.errors import UserError
 from pxsched.guest import container, process, schedstat
@@ -195,11 +194,8 @@ def _save(root: Root, seen: Seen, counters: Counters) -> None:
         **others.document(seen),
         "counters": {"used_ns": counters.used_ns, "idle_ns": counters.idle_ns},
     }
-    path = root.path(FILE)
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(f"{path}.new", "w") as stream:
-            stream.write(json.dumps(document, default=dict, separators=(",", ":")))
-        os.replace(f"{path}.new", path)
+        os.makedirs(os.path.dirname(root.path(FILE)), mode=0o700, exist_ok=True)
+        state.save(root, FILE, document)
     except OSError:
         pass

@@ -74,18 +74,20 @@ def reconcile(
     owners: Collection[int] | None,
     *,
     insist: bool = False,
+    spared: Collection[str] = (),
 ) -> Report:
     """Makes the knobs of these owners (None: of everybody) what is desired; saves the ledger, which must be
     locked. Whoever calls it runs the report's errands afterwards (`turning.run`).
 
-    insist: try peers that failed lately, too. Raises UserError when the journal cannot be written: then
-    nothing was turned.
+    insist: try peers that failed lately, too. spared: the keys of knobs that stay as they are this time.
+    Raises UserError when the journal cannot be written: then nothing was turned.
     """
     report = Report()
     wanted = {setting.knob.key: setting for setting in desired}
     held = ledger.journal.of(ledger.journal.owners() if owners is None else owners)
     stale = [key for key in held if key not in wanted]
     report.unmet = _out_of_reach(ledger, wanted, stale, insist=insist)
+    report.unmet |= {key for key in (*wanted, *stale) if key in spared}
     values = _read(root, ledger, {key: one for key, one in wanted.items() if key not in report.unmet})
     moving = _moving_cpusets(ledger, [key for key in stale if key not in report.unmet], wanted, values)
     changed, drifted = _journal(root, ledger, wanted, values, moving)

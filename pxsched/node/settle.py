@@ -116,11 +116,21 @@ def _turn(
         sharp = [sighting for vmid, sighting in seen.items() if vmid not in unsure]
         plan = wanted(node, ledger, sharp, memory=memory, everybody=everybody)
         owners = _owners(ledger, seen, changes, everybody) - unsure
-        report = reconcile(node.root, ledger, plan.settings, owners)
+        spared = set() if everybody else _balloons(ledger, plan, sharp)
+        report = reconcile(node.root, ledger, plan.settings, owners, spared=spared)
         notes = [*ledger.warnings, *(note for sighting in seen.values() for note in sighting.notes)]
         held = {vmid: ledger.claims[vmid] for vmid in seen if vmid in ledger.claims}
         crowded = {vmid: ledger.claims[vmid].source for vmid in claims.displaced(ledger)}
         return Pass(changes, report, held, (*notes, *plan.notes), plan.restless), crowded
+
+
+def _balloons(ledger: Ledger, plan: "Wanted", sightings: Iterable[Sighting]) -> set[str]:
+    """The keys of running VMs' balloons: a hook, which holds its VM's lock, leaves them to the timer, as QEMU
+    may not answer.
+    """
+    running = [sighting.vmid for sighting in sightings if sighting.process is not None]
+    keys = [*ledger.journal.of(running), *(setting.knob.key for setting in plan.settings)]
+    return {key for key in keys if key.startswith("balloon:")}
 
 
 def _join(report: Report, more: Report) -> None:

@@ -44,7 +44,7 @@ def apply(step: Step, api: Api, files: Root | None) -> None:
         _undo(step, before, entry, files)
         raise
     if entry is None:
-        chain.drop(files, vmid)
+        chain.RECORDS.drop(files, vmid)
     elif chain.find(files, vmid, step.guest.options) != entry:
         chain.write(files, entry)  # another node's failed attempt took it away
 
@@ -70,7 +70,7 @@ def _undo(step: Step, before: Entry | None, entry: Entry | None, files: Root) ->
     if entry is None or entry == before or (step.want != step.guest.hookscript and _is_ours_now(files, step)):
         return
     if before is None:
-        chain.drop(files, step.guest.vmid)
+        chain.RECORDS.drop(files, step.guest.vmid)
     else:
         chain.write(files, before)
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Protocol
 
-from pxsched import child
+from pxsched import child, stored
 from pxsched.errors import UserError
+from pxsched.stored import Damaged
 from pxsched.value import Value
 
 # `pvesh` loads all of Proxmox's Perl and may ask another node over ssh.
@@ -103,8 +104,6 @@ class Pvesh(Value):
     command: tuple[str, ...] = ("pvesh",)
 
     def call(self, method: Method, path: str, params: Mapping[str, str] | None = None) -> object:
-        import json
-
         verb = {Method.CREATE: "create", Method.SET: "set"}.get(method, method.value)
         options = [word for key, value in (params or {}).items() for word in (f"--{key}", value)]
         argv = [*self.command, verb, f"/{path}", *options, "--output-format", "json"]
@@ -121,16 +120,16 @@ class Pvesh(Value):
             code = re.match(r"(\d{3}) ", text)
             status = int(code[1]) if code else 0
             raise ApiError(f"pvesh {verb} /{path}: {text}", status=status, hint=hint_for(status, done.stderr))
-        return _json_tail(done.stdout, json.loads)
+        return _json_tail(done.stdout)
 
 
-def _json_tail(text: str, loads: Any) -> object:
+def _json_tail(text: str) -> object:
     """The JSON at the end of pvesh's output, which some calls precede with what their task says."""
     lines = text.splitlines()
     for first in range(len(lines)):
         try:
-            value: object = loads("\n".join(lines[first:]))
-        except ValueError:
+            value: object = stored.parse("\n".join(lines[first:]))
+        except Damaged:
             continue
         return value
     return None

@@ -8,11 +8,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 
+from pxsched import stored
 from pxsched.errors import UserError
 from pxsched.guest import config
 from pxsched.guest.hookscript import is_ours
 from pxsched.node.sighting import name_of
 from pxsched.root import Root
+from pxsched.stored import Damaged
 from pxsched.value import NOTHING, Value
 
 NODES_DIR = "etc/pve/nodes"
@@ -171,11 +173,9 @@ def ha_resources(root: Root) -> frozenset[int]:
 
 def quorate(root: Root) -> bool:
     """Whether the cluster takes writes. A node without a cluster has no such entry and is its own quorum."""
-    import json
-
     try:
-        members = json.loads(root.read("etc/pve/.members") or "{}")
-    except ValueError:
+        members = stored.parse(root.read("etc/pve/.members") or "{}")
+    except Damaged:
         return True
     cluster = members.get("cluster") if isinstance(members, dict) else None
     return not isinstance(cluster, dict) or cluster.get("quorate", 1) in (1, True, "1")

@@ -48,7 +48,7 @@ def apply(root: Root, found: Look, api: Api) -> None:
     if keys:
         record.write(root, entry)
     else:
-        record.drop(root, vmid)
+        record.RECORDS.drop(root, vmid)
 
 
 def undo(root: Root, vmid: int, api: Api) -> Undone:
@@ -58,7 +58,7 @@ def undo(root: Root, vmid: int, api: Api) -> Undone:
     if undone.changes:
         _refuse(root, vmid, file.next_start)
         _set(root, vmid, file, undone.changes, api)
-    record.drop(root, vmid)
+    record.RECORDS.drop(root, vmid)
     return undone
 
 
@@ -68,10 +68,10 @@ def plan_undo(root: Root, vmid: int, file: File) -> Undone:
     try:
         found = record.read(root, vmid, options)
     except Damaged as error:
-        raise UserError(f"/{record.path_of(vmid)} is damaged: {error}") from error
+        raise UserError(f"/{record.RECORDS.path_of(vmid)} is damaged: {error}") from error
     if found is not None:
         return record.undo(found, options)
-    stranger = root.exists(record.path_of(vmid))
+    stranger = root.exists(record.RECORDS.path_of(vmid))
     raise UserError(
         f"nothing is remembered that was changed of VM {vmid}",
         hint="what is remembered is of another VM that had this number" if stranger else None,

@@ -1,4 +1,5 @@
-"""The timer's part: VMs whose policy says `shape = "apply"` are told what they have before they start again.
+"""The timer's part: VMs whose policy says `shape = "apply"` are told what they have before they start again,
+and what is remembered of VMs that are gone is forgotten.
 
 Only VMs that do not run, nor are about to. What cannot be mirrored is left to `plan` and `doctor` to say.
 """
@@ -10,12 +11,15 @@ from pxsched.errors import UserError
 from pxsched.guest.hookscript import is_ours
 from pxsched.ledger.file import Ledger
 from pxsched.node.sighting import Node
-from pxsched.proxmox import cluster
+from pxsched.proxmox import cluster, leftovers
 from pxsched.proxmox.api import Api
+from pxsched.proxmox.cluster import Guest
+from pxsched.root import Root
 from pxsched.sandbox.stand_in import local_api
 from pxsched.settings.policy import Shaping
-from pxsched.shaping import apply, failures, look
+from pxsched.shaping import apply, failures, look, record
 from pxsched.shaping.failures import Failure
+from pxsched.stored import Damaged
 
 
 def tick(node: Node, ledger: Ledger, api: Api | None = None) -> Iterator[str]:
@@ -50,3 +54,24 @@ def _tell(node: Node, vmid: int, api: Api | None) -> str:
         return ""
     apply.apply(node.root, found, api or local_api(node.root))
     return ", ".join(sorted(found.changes))
+
+
+def clean(root: Root) -> list[str]:
+    """Forgets what is remembered of VMs that are gone; gives what was done. A cluster that cannot be read or
+    written is left for the next time.
+    """
+    if not root.exists(record.RECORDS.directory) or not cluster.quorate(root):
+        return []
+
+    def reason(guest: Guest) -> str | None:
+        try:
+            ours = record.read(root, guest.vmid, guest.options)
+        except Damaged:
+            return None  # `shape` says so
+        return "it is of an earlier VM of that number" if ours is None else None
+
+    try:
+        gone = leftovers.clean(root, record.RECORDS, reason)
+    except UserError:
+        return []
+    return [f"forgot the shape remembered for VM {one.vmid}: {one.reason}" for one in gone]

@@ -117,7 +117,7 @@ def look(
     except (NoMirror, Unreadable) as error:
         return replace(found, reason=str(error))
     except Damaged as error:
-        return replace(found, reason=f"/{record.path_of(vmid)} is damaged: {error}")
+        return replace(found, reason=f"/{record.RECORDS.path_of(vmid)} is damaged: {error}")
 
 
 def _told(found: Look, host: Processor) -> Look:

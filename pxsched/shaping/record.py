@@ -1,23 +1,22 @@
 """What a VM's options were before `pxsched shape` changed them, until they are put back.
 
-One file a VM below /etc/pve, so that it moves with the VM; it belongs to one VM, not to its number (see
-`guest/identity.py`). It is written before Proxmox is asked, so a record may be of a change that never came.
+A record belongs to one VM, not to its number (see `guest/identity.py`). It is written before Proxmox is
+asked, so it may be of a change that never came.
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping
 
 from pxsched import stored
-from pxsched.errors import UserError
 from pxsched.guest import identity
 from pxsched.guest.identity import Identity
+from pxsched.proxmox.records import Records
 from pxsched.root import Root
 from pxsched.stored import Damaged
 from pxsched.value import Value, plain
 
-DIRECTORY = "etc/pve/pxsched/shape"
+RECORDS = Records("etc/pve/pxsched/shape")
 MOST_BYTES = 1 << 16
 MOST_WRITES = 8
 _MOST_TEXT = 8192
@@ -72,19 +71,9 @@ def _without(now: str, old: str, written: list[str | None]) -> str | None:
     return None
 
 
-def vmids(root: Root) -> list[int]:
-    """The numbers that something is remembered of, whichever VMs have them now."""
-    names = (re.fullmatch(r"([1-9]\d{2,8})\.json", name, re.ASCII) for name in root.list(DIRECTORY))
-    return sorted(int(match[1]) for match in names if match)
-
-
-def path_of(vmid: int) -> str:
-    return f"{DIRECTORY}/{int(vmid)}.json"
-
-
 def read(root: Root, vmid: int, options: Mapping[str, str]) -> Record | None:
     """What is remembered of the VM that has these options. Raises Damaged."""
-    data = root.read_bytes(path_of(vmid))
+    data = RECORDS.read(root, vmid)
     if data is None:
         return None
     document = stored.table(stored.parse(data, most_bytes=MOST_BYTES))
@@ -116,35 +105,4 @@ def _line(value: object) -> str:
 
 def write(root: Root, record: Record) -> None:
     """Raises UserError."""
-    from pxsched.host import mounts  # the hook only reads
-
-    mounts.check_cluster(root)
-    path = root.path(path_of(record.vmid))
-    new = f"{path}.tmp.{os.uname().nodename}.{os.getpid()}"
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(new, "w", encoding="utf-8") as file:
-            json.dump({"schema": 1, **plain(record)}, file, indent=1)
-        os.replace(new, path)
-    except OSError as error:
-        raise _refusal(record.vmid, error) from error
-
-
-def drop(root: Root, vmid: int) -> None:
-    """Raises UserError."""
-    path = root.path(path_of(vmid))
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise _refusal(vmid, error) from error
-    for directory in (os.path.dirname(path), os.path.dirname(os.path.dirname(path))):
-        try:
-            os.rmdir(directory)
-        except OSError:
-            return  # it has other entries
-
-
-def _refusal(vmid: int, error: OSError) -> UserError:
-    return UserError(f"/{path_of(vmid)}: {error.strerror}", hint="has the cluster quorum?")
+    RECORDS.write(root, record.vmid, json.dumps({"schema": 1, **plain(record)}, indent=1).encode())

@@ -207,6 +207,29 @@ def test_a_new_vm_leaves_the_others_where_they_are():
     assert {move.vmid for moves in host.moves for move in moves} <= {200}
 
 
+def crowd(looked_s):
+    """Four busy VMs that were seen on one of four CPUs for so long."""
+    rate = samples.Rate(0.25, 0.75, 1.0)
+    home = (frozenset((0,)),)
+    return [
+        cpu.Vm(vmid, home, samples.Use(vmid, 1, looked_s, (rate,), rate), movable=True)
+        for vmid in range(100, 104)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("looked_s", "act", "helped", "moved"),
+    [(10.0, True, True, True), (10.0, False, True, False), (0.2, True, False, False)],
+    ids=["is made", "but by who only measures", "and after a short look nobody stands out"],
+)
+def test_a_move_that_helps(looked_s, act, helped, moved):
+    topology = machine()
+    outcome = cpu.rebalance(
+        crowd(looked_s), topology, topology.online, cpu.State(), NodeSettings(), 10.0, act=act
+    )
+    assert (bool(outcome.outstanding), bool(outcome.moves)) == (helped, moved)
+
+
 def test_every_move_says_why():
     host = Host(machine(), single([1.0] * 4, [0] * 4))
     (move, *_) = host.tick()

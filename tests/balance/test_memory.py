@@ -10,6 +10,7 @@ from pxsched.balance import balloon, fair, lending, need, taking
 from pxsched.balance.balloon import Stats
 from pxsched.settings.policy import Policy
 from pxsched.stored import Damaged
+from pxsched.value import replace
 
 from .coordinating import NODE, decide, seen, told
 
@@ -177,6 +178,14 @@ def test_untouched_memory_of_guests_is_not_given_a_second_time():
     idle = seen(100, actual=4096, used=3700, high=4096, resident_mib=200.0)
     poor = seen(101, actual=512, used=500)
     assert told(decide([idle, poor], available=512 + 3000)).get(101, 512) <= 512 + 256
+
+
+def test_memory_that_a_guest_may_touch_at_any_moment_is_given_to_nobody():
+    """Not even where a fair size would allow it: first it has to be taken."""
+    idle = seen(100, actual=4096, used=100, high=4096, resident_mib=200.0)
+    poor = seen(101, actual=512, used=500)
+    assert told(decide([idle, poor], available=512 + 1000)).keys() == {100}
+    assert 101 in told(decide([replace(idle, resident_mib=4096.0), poor], available=512 + 1000))
 
 
 def test_the_state_survives_as_text_and_damage_is_named():

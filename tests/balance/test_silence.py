@@ -3,7 +3,7 @@
 import pytest
 
 from pxsched.balance import balloon, giving
-from pxsched.guest.balloon import Reading, Silence
+from pxsched.guest.balloon import BELIEVED_S, Reading, Silence
 from pxsched.value import replace
 
 from .coordinating import decide, seen, told
@@ -32,6 +32,17 @@ def test_a_silent_guest_grows_from_its_minimum_after_five_minutes_while_the_host
     assert actual == 8192
     assert grew == giving.SILENT_S / 10 == 30
     assert said.startswith(silence.value)
+
+
+def test_statistics_of_long_ago_count_as_none():
+    state, now_s = balloon.State(), 1000.0
+    wasteful = seen(actual=2048, used=300, age_s=BELIEVED_S - 1)
+    assert told(decide([wasteful]))[100] < 2048
+    stale = seen(actual=2048, used=300, age_s=BELIEVED_S + 1)
+    for _ in range(3):
+        outcome = decide([stale], state=state, now_s=now_s)
+        assert told(outcome) == {} and "s old" in outcome.skipped[100]
+        state, now_s = outcome.state, now_s + 10
 
 
 def test_until_then_it_is_said_when_it_will():

@@ -125,7 +125,7 @@ def test_devices_and_guest_nodes_are_understood(root):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: not JSON"),
+        ("{", "line 2: no JSON"),
         ("[1]", "line 2: a request is a JSON object"),
         ('{"op": "halt"}', "line 2: op: 'halt' is neither 'start' nor 'stop'"),
         ('{"op": "stop"}', "line 2: vmid: None is no whole number"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pxsched.guest import process
 from pxsched.knobs.balloon import Balloon, bounds
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.journal import Entry
@@ -145,6 +147,28 @@ def test_guests_that_do_not_obey_delay_nobody_elses_start(host, stuck):
     assert started and len(waits_s) > 1
     assert max(waits_s) < MOMENT_S, "the lock is to be had at any time"
     assert len(reports[0].failed) == len(STUCK) and sorted(set(stuck.asked)) == list(STUCK)
+
+
+def test_a_hook_asks_no_guest_for_memory_and_the_timer_does(host):
+    """The guest's QEMU is stopped, so that it answers nothing; its balloon is no longer to be managed."""
+    host.settings("[defaults]\nballoon = false\n")
+    host.started(100, cores=1, balloon=16)
+    root = Root(host.sandbox.root)
+    qemu = process.find(root, 100)
+    assert qemu is not None
+    key = Balloon(100, qemu.start_ticks).key
+    with ledgers.locked(root) as ledger:
+        ledger.journal[key] = Entry(100, "balloon", bounds(16, 32), "24", 0)
+        ledgers.save(root, ledger)
+    os.kill(qemu.pid, signal.SIGSTOP)
+    try:
+        assert host.hook(100, "pre-stop").returncode == 0
+        entry = ledgers.peek(root).journal[key]
+        assert (entry.failures, entry.lease) == (0, None), "nobody was asked"
+    finally:
+        os.kill(qemu.pid, signal.SIGCONT)
+    host.pxsched("tick")
+    assert key not in ledgers.peek(root).journal
 
 
 def test_a_pass_ends_in_time_and_leaves_those_out_for_longer_each_time(stuck, monkeypatch):

@@ -64,16 +64,28 @@ def mutated(mutant: Mutant, text: str) -> str | None:
     return text.replace(mutant.old, mutant.new)
 
 
-def try_one(mutant: Mutant, tree: Path, sound: dict[tuple[str, ...], bool]) -> str:
-    """What became of it: `killed`, `survived`, or why nobody can say. sound: whether tests pass as it is."""
+class Sound:
+    """Which tests pass as the tree is, each tried once for all workers."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, ...], bool] = {}
+        self._lock = threading.Lock()
+
+    def are(self, tree: Path, names: tuple[str, ...]) -> bool:
+        with self._lock:
+            if names not in self._found:
+                self._found[names] = tests(tree, names) == PASSED
+            return self._found[names]
+
+
+def try_one(mutant: Mutant, tree: Path, sound: Sound) -> str:
+    """What became of it: `killed`, `survived`, or why nobody can say."""
     path = tree / mutant.file
     text = path.read_text() if path.is_file() else ""
     changed = mutated(mutant, text)
     if changed is None:
         return "does not fit any more"
-    if mutant.tests not in sound:
-        sound[mutant.tests] = tests(tree, mutant.tests) == PASSED
-    if not sound[mutant.tests]:
+    if not sound.are(tree, mutant.tests):
         return "its tests fail without any mistake"
     path.write_text(changed)
     try:
@@ -99,14 +111,13 @@ def tests(tree: Path, names: tuple[str, ...]) -> int:
         return FAILED
 
 
-def work(waiting: "queue.SimpleQueue[Mutant]", outcomes: dict[Mutant, str]) -> None:
+def work(waiting: "queue.SimpleQueue[Mutant]", outcomes: dict[Mutant, str], sound: Sound) -> None:
     with tempfile.TemporaryDirectory(prefix="mutants-") as directory:
         tree = Path(directory) / "tree"
         ignored = shutil.ignore_patterns(
             ".git", ".venv*", ".pytest_cache", "__pycache__", ".mypy_cache", ".hypothesis"
         )
         shutil.copytree(CHECKOUT, tree, ignore=ignored, symlinks=True)
-        sound: dict[tuple[str, ...], bool] = {}
         while True:
             try:
                 mutant = waiting.get_nowait()
@@ -132,7 +143,10 @@ def main() -> int:
     for mutant in chosen:
         waiting.put(mutant)
     outcomes: dict[Mutant, str] = {}
-    workers = [threading.Thread(target=work, args=(waiting, outcomes)) for _ in range(options.workers)]
+    sound = Sound()
+    workers = [
+        threading.Thread(target=work, args=(waiting, outcomes, sound)) for _ in range(options.workers)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:

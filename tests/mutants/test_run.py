@@ -30,7 +30,7 @@ def tree(tmp_path: Path) -> Path:
 
 def test_mistakes_are_noticed_or_not_and_the_tree_is_as_before(tree):
     before = (tree / "a.py").read_text()
-    outcomes = [mutants.try_one(mutant, tree, {}) for mutant in mutants.read(LIST)]
+    outcomes = [mutants.try_one(mutant, tree, mutants.Sound()) for mutant in mutants.read(LIST)]
     assert outcomes == ["killed", "survived", "does not fit any more"]
     assert (tree / "a.py").read_text() == before
 
@@ -38,7 +38,7 @@ def test_mistakes_are_noticed_or_not_and_the_tree_is_as_before(tree):
 def test_tests_that_fail_anyway_notice_nothing(tree):
     (tree / "test_a.py").write_text("def test_f():\n    assert False\n")
     [mutant, *_] = mutants.read(LIST)
-    assert mutants.try_one(mutant, tree, {}) == "its tests fail without any mistake"
+    assert mutants.try_one(mutant, tree, mutants.Sound()) == "its tests fail without any mistake"
 
 
 def test_a_line_that_is_there_twice_does_not_fit():
@@ -50,6 +50,12 @@ def test_a_line_that_is_there_twice_does_not_fit():
 def test_a_line_that_is_no_mutant_is_an_error(text):
     with pytest.raises(ValueError, match="neither"):
         mutants.read(text)
+
+
+def test_every_mistake_of_the_list_can_still_be_made():
+    found = mutants.read(mutants.LIST.read_text())
+    texts = {mutant.file: (mutants.CHECKOUT / mutant.file).read_text() for mutant in found}
+    assert [str(mutant) for mutant in found if mutants.mutated(mutant, texts[mutant.file]) is None] == []
 
 
 def test_the_list_names_a_hundred_and_tests_that_exist():

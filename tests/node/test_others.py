@@ -103,6 +103,7 @@ def test_containers_are_found_by_their_groups_and_named(live, start):
     assert (other.name, other.cpus) == ("container 101", {0})
 
 
+@pytest.mark.measures
 @two_cpus
 def test_what_they_use_and_what_nobody_explains_is_measured(live, start):
     vm = start(200, "1", BURNER)

@@ -139,10 +139,10 @@ def test_a_script_may_be_ended_by_a_broken_pipe_as_usual(node):
 def test_what_was_remembered_is_forgotten_without_a_trace(node):
     for vmid in (100, 101):
         files.write(node.root, Entry(vmid, Identity(), "local:snippets/a.sh"))
-    files.drop(node.root, 100)
-    assert files.vmids(node.root) == [101]
-    files.drop(node.root, 101)
-    files.drop(node.root, 101)
+    files.RECORDS.drop(node.root, 100)
+    assert files.RECORDS.vmids(node.root) == [101]
+    files.RECORDS.drop(node.root, 101)
+    files.RECORDS.drop(node.root, 101)
     assert not node.root.exists("etc/pve/pxsched")
 
 
@@ -155,9 +155,9 @@ DAMAGED = [
 @pytest.mark.parametrize("text", DAMAGED, ids=lambda text: text[:30])
 def test_a_damaged_file_is_named_and_keeps_no_vm_from_starting(node, capfd, text):
     node.vm(100, OURS)
-    node.write(files.path_of(100), text)
+    node.write(files.RECORDS.path_of(100), text)
     assert run.run_chain(node.root, 100, "pre-start") == 0
-    assert f"{files.path_of(100)} is damaged" in capfd.readouterr().err
+    assert f"{files.RECORDS.path_of(100)} is damaged" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"hookscripts": 3}', '{"hookscripts": {"x": "y"}}', "null"])

@@ -89,7 +89,7 @@ def test_a_script_that_is_there_is_kept_with_chain_and_comes_back(sandbox, pxsch
 
     assert pxsched(Root(sandbox.root), "disable", "100")[0] == 0
     assert "hookscript: local:snippets/mine.sh" in config(sandbox)
-    assert chain.vmids(Root(sandbox.root)) == []
+    assert chain.RECORDS.vmids(Root(sandbox.root)) == []
 
 
 def test_a_chained_script_that_refuses_the_start_still_does(sandbox, pxsched):
@@ -106,7 +106,7 @@ def test_a_number_used_again_does_not_bring_an_old_script_back(sandbox, pxsched)
     root = Root(sandbox.root)
     chain.write(root, Entry(100, Identity(ctime_s="1"), "local:snippets/of-a-vm-long-gone.sh"))
     pxsched(root, "enable", "100")
-    assert chain.vmids(root) == []
+    assert chain.RECORDS.vmids(root) == []
     before = config(sandbox)
     chain.write(root, Entry(100, Identity(ctime_s="1"), "local:snippets/of-a-vm-long-gone.sh"))
     assert "does not" not in sandbox.qm("start", 100).output
@@ -133,7 +133,7 @@ def test_a_refusal_of_proxmox_is_relayed_and_the_chain_is_as_before(sandbox, pxs
     storages.unlink()
     assert code == 1
     assert "invalid volume" in err
-    assert chain.vmids(Root(sandbox.root)) == []
+    assert chain.RECORDS.vmids(Root(sandbox.root)) == []
     assert "local:snippets/mine.sh" in config(sandbox)
 
 
@@ -195,7 +195,7 @@ def test_a_balloon_is_taken_over_and_given_back(sandbox, pxsched):
     assert "shares: 0" in config(sandbox)
     assert pxsched(Root(sandbox.root), "disable", "100")[0] == 0
     assert config(sandbox) == before
-    assert chain.vmids(Root(sandbox.root)) == []
+    assert chain.RECORDS.vmids(Root(sandbox.root)) == []
 
 
 def test_taking_the_balloon_over_later_keeps_the_chained_script(sandbox, pxsched):

@@ -30,7 +30,7 @@ def remember(node, vmid, number, *, age_s=0.0, **what):
     owner = identity.of(dict(line.split(": ", 1) for line in marks(number).splitlines()))
     files.write(node.root, Entry(vmid, owner, **(what or {"hookscript": MINE})))
     stamp = time.time() - age_s
-    os.utime(node.base / files.path_of(vmid), (stamp, stamp))
+    os.utime(node.base / files.RECORDS.path_of(vmid), (stamp, stamp))
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_the_script_runs_for_its_vm(chained):
     assert run.run_chain(chained.root, 100, "pre-start") == 0
     assert chained.calls == ["mine.sh 100 pre-start"]
     assert upkeep.clean(chained.root) == []
-    assert files.vmids(chained.root) == [100]
+    assert files.RECORDS.vmids(chained.root) == [100]
 
 
 @pytest.mark.parametrize("gone", [False, True])
@@ -68,14 +68,14 @@ def test_a_new_vm_of_the_number_neither_runs_the_dead_ones_script_nor_is_kept_fr
 def test_what_a_destroyed_vm_had_is_forgotten_by_any_node(chained):
     (chained.base / "etc/pve/nodes/pve1/qemu-server/100.conf").unlink()
     assert upkeep.clean(chained.root) == ["forgot the hookscript remembered for VM 100: there is no such VM"]
-    assert files.vmids(chained.root) == []
+    assert files.RECORDS.vmids(chained.root) == []
 
 
 def test_a_vm_on_another_node_is_left_to_that_nodes_timer(node):
     node.vm(100, OURS + marks(2), node="pve2")
     remember(node, 100, 1)
     assert upkeep.clean(node.root) == []
-    assert files.vmids(node.root) == [100]
+    assert files.RECORDS.vmids(node.root) == [100]
 
 
 def test_a_vm_that_proxmox_is_working_on_is_left_alone(chained):
@@ -98,7 +98,7 @@ def test_a_rollback_brings_the_hookscript_back_and_with_it_the_vms_own(node, pxs
     monkeypatch.setattr("pxsched.sandbox.stand_in.local_api", lambda root: Api())
     assert pxsched(node.root, "disable", "100")[0] == 0
     assert files.read(node.root, 100) == Entry(100, files.read(node.root, 100).owner, MINE)
-    os.utime(node.base / files.path_of(100), (1, 1))
+    os.utime(node.base / files.RECORDS.path_of(100), (1, 1))
     assert upkeep.clean(node.root) == []
     config.write_text(f"{OURS}{marks(1)}")  # rolled back
     assert run.run_chain(node.root, 100, "pre-start") == 0
@@ -131,11 +131,11 @@ def test_nothing_is_concluded_from_a_cluster_that_cannot_be_read(chained, broken
         if broken == "not this node":
             (nodes / "pve2/qemu-server").mkdir(parents=True)
     assert upkeep.clean(chained.root) == []
-    assert files.vmids(chained.root) == [100]
+    assert files.RECORDS.vmids(chained.root) == [100]
 
 
 def test_what_a_killed_writer_left_goes_once_it_is_old(chained):
-    left = chained.write(f"{files.path_of(101)}.tmp.pve1.77", "{")
+    left = chained.write(f"{files.RECORDS.path_of(101)}.tmp.pve1.77", "{")
     assert upkeep.clean(chained.root) == []
     assert left.exists()
     os.utime(left, (1, 1))
@@ -208,7 +208,7 @@ root, first, rounds = Root(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 for vmid in range(first, first + 25):
     for again in range(rounds):
         files.write(root, Entry(vmid, Identity(), f"local:snippets/{vmid}"))
-        files.drop(root, vmid)
+        files.RECORDS.drop(root, vmid)
     files.write(root, Entry(vmid, Identity(), f"local:snippets/{vmid}"))
 """
 
@@ -223,11 +223,12 @@ def test_four_nodes_that_write_at_once_lose_no_entry(node):
         for first in range(100, 200, 25)
     ]
     assert [writer.wait(120) for writer in writers] == [0, 0, 0, 0]
-    assert files.vmids(node.root) == list(range(100, 200))
-    assert {vmid: files.read(node.root, vmid).hookscript for vmid in files.vmids(node.root)} == {
+    assert files.RECORDS.vmids(node.root) == list(range(100, 200))
+    assert {vmid: files.read(node.root, vmid).hookscript for vmid in files.RECORDS.vmids(node.root)} == {
         vmid: f"local:snippets/{vmid}" for vmid in range(100, 200)
     }
-    assert sorted(os.listdir(node.base / files.CHAIN_DIR)) == sorted(f"{v}.json" for v in range(100, 200))
+    assert files.RECORDS.vmids(node.root) == list(range(100, 200))
+    assert len(os.listdir(node.base / files.RECORDS.directory)) == 100
 
 
 def test_two_nodes_that_enable_one_vm_at_once_keep_its_script(node, pxsched, monkeypatch):
@@ -256,7 +257,7 @@ def test_what_another_nodes_failed_attempt_took_away_is_written_again(node, pxsc
 
     class Api:
         def call(self, method, path, params=None):
-            files.drop(node.root, 100)
+            files.RECORDS.drop(node.root, 100)
             config.write_text(f"cores: 2\n{OURS}{marks(1)}")
 
     monkeypatch.setattr("pxsched.sandbox.stand_in.local_api", lambda root: Api())

@@ -178,7 +178,6 @@ def test_a_vm_that_ends_leaves_what_the_other_one_wants_wherever_the_hook_is_kil
     check_untouched(whole, before)
 
 
-@pytest.mark.slow
 class AtOnce:
     """A thread that does its work when it is started."""
 
@@ -189,6 +188,7 @@ class AtOnce:
         pass
 
 
+@pytest.mark.slow
 def test_debians_irqbalance_gets_back_what_is_its_own(tree, fake_systemd, kills, monkeypatch):
     """Killed anywhere but in the middle of a conversation with it, which it does not survive itself: so
     nothing else is turned at the same time.

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -22,6 +23,8 @@ from pxsched.balance import memory
 from pxsched.balance.balloon import BalloonTarget, Outcome, State
 from pxsched.guest import balloon
 from pxsched.host import cpulist, irqbalance
+from pxsched.knobs import file as knob_file
+from pxsched.knobs.knob import Gone
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.journal import Entry
 from pxsched.node import settle
@@ -45,6 +48,7 @@ WRITES = (
     "systemd.call", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "os.chmod",
     "socket.connect",
 )  # fmt: skip
+STAYING = ("balance", "others", "settings")
 OURS = "hookscript: local:snippets/pxsched\n"
 CONFIGURATIONS = {
     EVERYTHING: f"cores: 1\nmemory: 2048\nnet0: virtio=BC:24:11:00:00:01,queues=2\nhostpci0: {DEVICE}\n",
@@ -245,6 +249,7 @@ class Whole:
             code = 1
             try:
                 self._enter()
+                knob_file.write = _at_once
                 if fatal is not None:
                     _die_at(fatal, self._systemd, conversing=not self._real)
                 turned = work(Root(str(self.base)))
@@ -295,10 +300,7 @@ class Whole:
                 path = Path(directory, name)
                 if path.is_file() and not path.is_symlink() and name != "smp_affinity":
                     relative = str(path.relative_to(self.base))
-                    # Killed after an open that truncates, a file is empty here; the kernel's never are.
-                    content = path.read_bytes().rstrip(b"\n")
-                    plain = content or (b"member" if name.endswith(".partition") else b"")
-                    found[relative] = oct(path.stat().st_mode), plain
+                    found[relative] = oct(path.stat().st_mode), path.read_bytes().rstrip(b"\n")
         return found
 
     def _threads(self) -> dict[str, object]:
@@ -335,8 +337,20 @@ class Whole:
         return {cpulist.format(os.sched_getaffinity(tid)) for tid in tids}
 
     def held(self) -> list[str]:
-        """The files of the ledger; locks and what was measured stay behind."""
-        return [name for name in sorted(os.listdir(self.base / "run/pxsched")) if name.startswith("ledger")]
+        """The files that say what is ours; locks, settings and what was measured stay behind."""
+        names = sorted(os.listdir(self.base / "run/pxsched"))
+        return [name for name in names if not name.endswith("lock") and not name.startswith(STAYING)]
+
+
+def _at_once(root: Root, path: str, value: str) -> None:
+    """As the kernel takes a value: no open empties the file, and who is killed meanwhile leaves it whole."""
+    real = root.path(path)
+    if not os.path.exists(real):
+        raise Gone(path)
+    new = f"{root.base}.{threading.get_native_id()}"
+    Path(new).write_text(f"{value}\n")
+    shutil.copymode(real, new)
+    os.rename(new, real)
 
 
 def _tick(root: Root) -> list[Turn]:

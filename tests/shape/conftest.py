@@ -77,7 +77,7 @@ def sandbox(home):
     yield home
     home.qm("stop", 100, check=False)
     home.qm("destroy", 100)
-    shutil.rmtree(Path(home.root, record.DIRECTORY), ignore_errors=True)
+    shutil.rmtree(Path(home.root, record.RECORDS.directory), ignore_errors=True)
 
 
 def run(sandbox, *words: str) -> tuple[int, str, str]:

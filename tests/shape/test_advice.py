@@ -149,7 +149,7 @@ def test_advice_alone_writes_nothing(sandbox):
     before = text(sandbox)
     tick.tick(Root(sandbox.root))
     assert text(sandbox) == before
-    assert not Path(sandbox.root, record.DIRECTORY).exists()
+    assert not Path(sandbox.root, record.RECORDS.directory).exists()
 
 
 def test_a_vm_that_is_opted_out_keeps_what_it_was_told_and_is_named_until_that_is_undone(sandbox):

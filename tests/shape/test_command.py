@@ -55,7 +55,7 @@ def test_apply_start_stop_and_undo_leave_the_configuration_as_it_was(sandbox):
     sandbox.qm("stop", 100)
     assert run(sandbox, "shape", "100", "--undo")[0] == 0
     assert text(sandbox) == before
-    assert not Path(sandbox.root, record.DIRECTORY).exists()
+    assert not Path(sandbox.root, record.RECORDS.directory).exists()
 
 
 def test_a_guest_that_was_told_sees_what_it_has(sandbox):
@@ -73,7 +73,7 @@ def test_a_dry_run_shows_the_difference_and_writes_nothing(sandbox):
     assert f"- args: {FOREIGN}\n" in out
     assert f"+ args: {FOREIGN} -smp " in out
     assert text(sandbox) == before
-    assert not Path(sandbox.root, record.DIRECTORY).exists()
+    assert not Path(sandbox.root, record.RECORDS.directory).exists()
 
 
 def test_nothing_is_changed_for_a_vm_that_runs(sandbox):

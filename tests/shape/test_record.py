@@ -1,12 +1,14 @@
 """What is remembered of a VM that was shaped, and what putting it back does and does not touch."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 from pxsched.guest.identity import Identity
 from pxsched.root import Root
-from pxsched.shaping import record
+from pxsched.shaping import keep, record
 from pxsched.shaping.record import Record
 from pxsched.stored import Damaged
 
@@ -44,9 +46,9 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
     root = Root(str(tmp_path))
     record.write(root, SHAPED)
     assert record.read(root, 100, SAME) == SHAPED
-    record.drop(root, 100)
+    record.RECORDS.drop(root, 100)
     assert record.read(root, 100, SAME) is None
-    assert not (tmp_path / record.DIRECTORY).exists()
+    assert not (tmp_path / record.RECORDS.directory).exists()
 
 
 def test_another_vm_of_that_number_has_no_record(tmp_path):
@@ -68,7 +70,54 @@ def test_another_vm_of_that_number_has_no_record(tmp_path):
 def test_a_damaged_record_is_named_and_nothing_of_it_is_used(tmp_path, change):
     root = Root(str(tmp_path))
     record.write(root, SHAPED)
-    path = tmp_path / record.path_of(100)
+    path = tmp_path / record.RECORDS.path_of(100)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(Damaged):
         record.read(root, 100, SAME)
+
+
+# Of VMs that are gone.
+
+OURS = f"cores: 2\nsmbios1: uuid={OWNER.uuid}\n"
+
+
+@pytest.fixture
+def cluster(tmp_path) -> Path:
+    """Two nodes; VM 100 was shaped on the first of them, and is there."""
+    for node in "pve1", "pve2":
+        (tmp_path / "etc/pve/nodes" / node / "qemu-server").mkdir(parents=True)
+    (tmp_path / "etc/pve/local").symlink_to("nodes/pve1")
+    put(tmp_path, OURS)
+    record.write(Root(str(tmp_path)), SHAPED)
+    return tmp_path
+
+
+def put(base, text, node="pve1"):
+    for place in base.glob("etc/pve/nodes/*/qemu-server/100.conf"):
+        place.unlink()
+    if text:
+        (base / "etc/pve/nodes" / node / "qemu-server/100.conf").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "node", "forgotten"),
+    [
+        (OURS, "pve1", ""),
+        (OURS, "pve2", ""),
+        ("cores: 2\nlock: create\n", "pve1", ""),
+        ("", "", "there is no such VM"),
+        ("cores: 2\nsmbios1: uuid=ffffffff-89ab-cdef-0123-456789abcdef\n", "pve1", "an earlier VM"),
+        ("cores: 2\nsmbios1: uuid=ffffffff-89ab-cdef-0123-456789abcdef\n", "pve2", ""),
+    ],
+)
+def test_the_timer_forgets_what_no_vm_can_need_again(cluster, text, node, forgotten):
+    put(cluster, text, node)
+    lines = keep.clean(Root(str(cluster)))
+    assert forgotten in "".join(lines) and len(lines) == bool(forgotten)
+    assert (cluster / record.RECORDS.path_of(100)).exists() == (not forgotten)
+
+
+def test_nothing_is_forgotten_while_the_cluster_cannot_be_read(cluster):
+    shutil.rmtree(cluster / "etc/pve/nodes")
+    assert keep.clean(Root(str(cluster))) == []
+    assert (cluster / record.RECORDS.path_of(100)).exists()
