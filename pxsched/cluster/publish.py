@@ -47,8 +47,10 @@ def tick(node: "Node", ledger: "Ledger", seen: "Seen") -> str:
         return ""
     import json
 
+    from pxsched import stored
+
     data = json.dumps(publication.document(look(node, ledger, seen)), separators=(",", ":")).encode()
-    if 0 <= age_s < HEARTBEAT_S and not differs(_before(node.root, path), json.loads(data)):
+    if 0 <= age_s < HEARTBEAT_S and not differs(_before(node.root, path), stored.parse(data)):
         return ""
     from pxsched import child
 
