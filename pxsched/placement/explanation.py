@@ -195,6 +195,12 @@ def _better(search: Search, chosen: Candidate) -> list[str]:
     return []
 
 
+def apart(machine: Machine, chosen: Home, request: Request) -> str:
+    """The first line of `shared` where the vCPUs do not float in their home."""
+    where = f"{obstacles.cpus(chosen.mask)}: {_place(machine, chosen.nodes, chosen.mask)}"
+    return f"{obstacles.count(request.vcpus, 'vCPU')}, each on one of CPUs {where}"
+
+
 def shared(
     machine: Machine, occupied: Occupancy, homes: Sequence[Home], chosen: Home, request: Request
 ) -> tuple[str, ...]:

@@ -48,9 +48,12 @@ def place_shared(host: Host, holdings: Sequence[Holding], request: Request) -> P
     nodes = room.nodes(chosen.nodes, request.memory_mib).union(
         *(guest.host_nodes for guest in request.guest_nodes)
     )
+    vcpus, rest, lines = _floating(host, holdings, occupied, request, chosen)
     why = list(explanation.shared(machine, occupied, homes, chosen, request))
+    if lines and all(len(cpus) == 1 for cpus in vcpus):
+        why[0] = explanation.apart(machine, chosen, request)
+    why[1:1] = lines
     why += explanation.far_memory(room, nodes)
-    vcpus, rest = _floating(host, holdings, occupied, request, chosen, why)
     return Placement(request.vmid, VmClass.SHARED, vcpus, rest, nodes, tuple(why))
 
 
@@ -75,9 +78,10 @@ def _floating(
     occupied: Occupancy,
     request: Request,
     home: Home,
-    why: list[str],
-) -> tuple[tuple[frozenset[int], ...], frozenset[int]]:
-    """The CPUs of each vCPU and those of all other threads: the home, if nothing is special about it."""
+) -> tuple[tuple[frozenset[int], ...], frozenset[int], list[str]]:
+    """The CPUs of each vCPU and those of all other threads: the home, if nothing is special about it; else
+    what there is to say, too.
+    """
     cpus = set_of(home.mask)
     vcpus: tuple[frozenset[int], ...] = (cpus,) * request.vcpus
     machine = machine_of(host.topology)
@@ -91,7 +95,7 @@ def _floating(
         vcpus, said = together.kept(machine, request, vcpus)
         why[1:1] = said
     if not home.mask & machine.isolated:
-        return vcpus, cpus
+        return vcpus, cpus, []
     from pxsched.placement import isolated
     from pxsched.placement.housekeeping import emulator
 
@@ -100,8 +104,7 @@ def _floating(
     if not rest:
         rest, more = emulator(host, holdings, request, frozenset(home.nodes), cpus)
         lines += more
-    why[1:1] = lines
-    return vcpus, rest
+    return vcpus, rest, lines
 
 
 def shared_pool(machine: Machine, occupied: Occupancy, allowed: int, vcpus: int) -> int:

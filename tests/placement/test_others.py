@@ -207,6 +207,7 @@ def test_a_shared_vm_that_may_use_isolated_cpus_only_gets_one_for_each_vcpu():
     answer = place(host(ISOLATED, "0"), [], shared(3, cpus=frozenset(range(6, 12))))
     assert [len(cpus) for cpus in answer.vcpus] == [1, 1, 1]
     assert len(answer.cpus) == 3 and answer.cpus <= set(range(6, 12))
+    assert answer.why[0].startswith("3 vCPUs, each on one of CPUs 6-11: ")
     assert answer.emulator == {0}
 
 
