@@ -50,7 +50,7 @@ def place_shared(host: Host, holdings: Sequence[Holding], request: Request) -> P
     )
     vcpus, rest, lines = _floating(host, holdings, occupied, request, chosen)
     why = list(explanation.shared(machine, occupied, homes, chosen, request))
-    if lines and all(len(cpus) == 1 for cpus in vcpus):
+    if all(len(cpus) == 1 for cpus in vcpus) and chosen.mask.bit_count() > 1:
         why[0] = explanation.apart(machine, chosen, request)
     why[1:1] = lines
     why += explanation.far_memory(room, nodes)
@@ -89,13 +89,13 @@ def _floating(
         from pxsched.placement import bindings
 
         vcpus = tuple(bindings.anchored(machine, request, vcpus))
+    said: list[str] = []
     if len(home.nodes) > 1 and (request.guest_nodes or request.sockets > 1):
         from pxsched.placement import together
 
         vcpus, said = together.kept(machine, request, vcpus)
-        why[1:1] = said
     if not home.mask & machine.isolated:
-        return vcpus, cpus, []
+        return vcpus, cpus, said
     from pxsched.placement import isolated
     from pxsched.placement.housekeeping import emulator
 
@@ -104,7 +104,7 @@ def _floating(
     if not rest:
         rest, more = emulator(host, holdings, request, frozenset(home.nodes), cpus)
         lines += more
-    return vcpus, rest, lines
+    return vcpus, rest, [*lines, *said]
 
 
 def shared_pool(machine: Machine, occupied: Occupancy, allowed: int, vcpus: int) -> int:
