@@ -1,10 +1,12 @@
-"""`pxsched cluster status | fit`: several nodes at once, from any of them."""
+"""`pxsched cluster status | fit | plan`: several nodes at once, from any of them."""
 
 import argparse
 
 from pxsched import arguments
 from pxsched.arguments import add, print_json
-from pxsched.cluster import fit, status, text, view
+from pxsched.cluster import fit, planner, status, text, view
+from pxsched.cluster.known import Known
+from pxsched.cluster.planner import Plan
 from pxsched.errors import Exit, UserError
 from pxsched.output import say_toned
 from pxsched.placement.request import Request, VmClass
@@ -14,7 +16,8 @@ from pxsched.settings.policy import Smt
 EXAMPLES = """\
 pxsched cluster status                        all nodes and VMs, in one table
 pxsched cluster fit 100                       where VM 100 could run, how well, and why not elsewhere
-pxsched cluster fit --vcpus 16 --memory 65536 --class dedicated"""
+pxsched cluster fit --vcpus 16 --memory 65536 --class dedicated
+pxsched cluster plan --drain pve2             who would have to go where, so that pve2 is empty"""
 NEW = 0
 """The VMID of a VM that does not exist yet."""
 _CLASSES = (VmClass.SHARED, VmClass.DEDICATED)
@@ -23,7 +26,7 @@ _CLASSES = (VmClass.SHARED, VmClass.DEDICATED)
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = add(
         subparsers, "cluster", run_status,
-        "look at all nodes of the cluster, and say where VMs fit",
+        "look at all nodes of the cluster: where VMs fit, and which should move",
         description="Works on what the nodes' timers publish in /etc/pve, and needs no service of its own.",
         example=EXAMPLES,
     )  # fmt: skip
@@ -42,6 +45,22 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--hugepages", type=int, choices=(2, 1024), metavar="2|1024", help="its page size (MiB)"
     )
     action.add_argument("--nodes", default="", metavar="NODE,...", help="only these nodes")
+    action = add(actions, "plan", run_plan,
+                 "list the moves that would end crossings, contention and lack of a place; moves nothing",
+                 example="pxsched cluster plan --even\npxsched cluster plan --drain pve2",
+                 reads=True)  # fmt: skip
+    action.add_argument("--drain", default="", metavar="NODE", help="the moves that empty this node instead")
+    action.add_argument("--even", action="store_true", help="also even out what is wanted of the nodes")
+    action.add_argument("--most", type=_count, default=planner.MOST_MOVES, metavar="N",
+                        help=f"at most so many moves (default: {planner.MOST_MOVES}); no bound to a"
+                        " drain")  # fmt: skip
+    action.add_argument("--dry-run", action="store_true", help="what it does anyway: only list")
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and text.isascii() and 1 <= int(text) <= 1000):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 1000")
+    return int(text)
 
 
 def run_status(options: argparse.Namespace) -> int:
@@ -73,6 +92,29 @@ def run_fit(options: argparse.Namespace) -> int:
     else:
         say_toned(text.of_fits(what, fits))
     return Exit.DONE if any(one.fits for one in fits) else Exit.REFUSED
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    looked = view.look(options.root)
+    found = Known(looked)
+    plan = planned(found, options)
+    if options.json:
+        print_json(text.plan_document(plan, found.unusable))
+    else:
+        say_toned(text.of_plan(plan, found.unusable, options.drain))
+    return Exit.REFUSED if options.drain and plan.stays else Exit.DONE
+
+
+def planned(found: Known, options: argparse.Namespace) -> Plan:
+    """Raises UserError for a node that cannot be emptied, as nothing is known of it."""
+    if options.drain:
+        [member] = fit.chosen(found.view, [options.drain])
+        if not member.usable:
+            raise UserError(f"{options.drain} cannot be planned for: {fit.unusable(member)}")
+    return planner.plan(
+        found.sheets(), found.guests(), found,
+        drain=options.drain, even=options.even, closed=found.ha.away, most=options.most,
+    )  # fmt: skip
 
 
 def _request(options: argparse.Namespace) -> Request:

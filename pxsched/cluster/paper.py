@@ -5,15 +5,17 @@ kernel counted, while one that comes needs all that it is configured with.
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import NamedTuple
 
 from pxsched.cluster.publication import Publication, Stranger, Vm
+from pxsched.placement.defrag import Span
 from pxsched.placement.machine import Machine, machine_of, mask_of
 from pxsched.placement.memory import divide, free_memory
 from pxsched.placement.occupancy import demand_of, occupancy
 from pxsched.placement.request import Foreign, Holding, Host, Placement, Request, VmClass
-from pxsched.placement.search import place
-from pxsched.value import Value, replace
+from pxsched.placement.search import place, rehome
+from pxsched.value import NOTHING, Value, replace
 
 ANY_SIZE = 0  # as huge pages of any size are counted
 
@@ -81,7 +83,24 @@ class Paper(Value):
         )
         tenant = Tenant(held, placement.nodes, share_mib, request.hugepage_mib)
         host = used(self.host, share_mib, request.hugepage_mib)
-        return replace(self, tenants={**self.tenants, request.vmid: tenant}, host=host)
+        after = replace(self, tenants={**self.tenants, request.vmid: tenant}, host=host)
+        return after._with_room() if placement.vm_class is VmClass.DEDICATED else after
+
+    def _with_room(self) -> "Paper":
+        """Shared VMs leave CPUs that somebody has to himself now, as they do on the node."""
+        empty = replace(self.shown(), free_mib=NOTHING, free_hugepages_mib=NOTHING)
+        tenants = dict(self.tenants)
+        for vmid, tenant in sorted(self.tenants.items()):
+            held = tenant.held
+            before = Placement(vmid, held.vm_class, held.vcpus, held.cpus, tenant.nodes)
+            wish = Request(
+                vmid, len(held.vcpus), 0, held.vm_class, weight=held.weight, load=held.load,
+                previous=before, resident=tenant.nodes,
+            )  # fmt: skip
+            home = rehome(empty, [one.held for one in tenants.values()], self._fenced(wish))
+            if home is not None:
+                tenants[vmid] = tenant._replace(held=held._replace(vcpus=home.vcpus))
+        return replace(self, tenants=tenants)
 
     def contention(self, vm: Holding | Placement, load: float | None, weight: int = 100) -> float:
         """What is wanted of the VM's CPUs in all, its own demand included, in CPUs for each of them."""
@@ -165,5 +184,21 @@ def _change(
         huge[key] = max(0, huge[key] + amount)
 
 
-def exclusive(held: Holding) -> bool:
-    return held.vm_class in (VmClass.DEDICATED, VmClass.PINNED)
+def owns(vm: Holding | Placement) -> bool:
+    """Whether it has CPUs of its own."""
+    return vm.vm_class in (VmClass.DEDICATED, VmClass.PINNED)
+
+
+def least(sheet: Paper, vcpus: int) -> Span:
+    """How narrow so many CPUs could be on this machine, were it empty but for housekeeping."""
+    machine = sheet.machine
+    usable = machine.online & ~machine.isolated & ~mask_of(sheet.host.housekeeping)
+    return Span(
+        _fewest([mask & usable for mask in machine.cpus.values()], vcpus),
+        _fewest([mask & usable for mask in machine.whole_group.values()], vcpus),
+    )
+
+
+def _fewest(masks: list[int], vcpus: int) -> int:
+    sizes = sorted(map(int.bit_count, masks), reverse=True)
+    return next((count for count, total in enumerate(accumulate(sizes), 1) if total >= vcpus), len(sizes))

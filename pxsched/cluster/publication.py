@@ -29,13 +29,15 @@ MOST_LOCAL = 32 << 10
 
 class Vm(NamedTuple):
     """A VM with a place. held: what others must respect. nodes: where its memory belongs. memory_mib: its
-    configured size. resident_mib: what the kernel counts of it by NUMA node; empty when unknown.
+    configured size. resident_mib: what the kernel counts of it by NUMA node; empty when unknown. since_s:
+    when it came to this node, by start or migration, by the node's clock; 0 when unknown.
     """
 
     held: Holding
     nodes: frozenset[int]
     memory_mib: int
     resident_mib: Mapping[int, int] = NOTHING
+    since_s: float = 0.0
 
 
 class Stranger(NamedTuple):
@@ -115,13 +117,14 @@ def document(said: Publication) -> dict[str, Any]:
         "others": {str(one.vmid): [one.container, cpulist.format(one.cpus)] for one in said.strangers},
         "processor": list(said.processor),
         "devices": {address: list(device) for address, device in said.devices.items()},
-        "settings": said.local,
+        "settings": None if said.local is None else dict(said.local),
         "measured": {
             "time": round(said.at_s, 1),
             "free_mib": _by_node_out(host.free_mib),
             "free_hugepages_mib": [[*key, free] for key, free in host.free_hugepages_mib.items()],
             "busy": _busy(host.busy),
             "loads": {str(vmid): load for vmid, load, _mib in everybody if load is not None},
+            "since": {str(vm.held.vmid): round(vm.since_s) for vm in said.vms if vm.since_s},
             "resident_mib": {str(vmid): _by_node_out(mib) for vmid, _load, mib in everybody if mib},
         },
     }
@@ -166,6 +169,7 @@ def read(node: str, body: object) -> Publication:
         raise Damaged(f"schema {stored.shown(said.get('schema'))} is not {SCHEMA}")
     measured = stored.table(said.get("measured"), 16)
     loads = {vmid: stored.number(load, 0, MOST_VCPUS) for vmid, load in _by_vmid(measured.get("loads"))}
+    since = {vmid: stored.number(at, 0, 1e11) for vmid, at in _by_vmid(measured.get("since"))}
     resident = {vmid: _by_node_in(mib) for vmid, mib in _by_vmid(measured.get("resident_mib"))}
     host = Host(
         machine.read(said.get("machine")),
@@ -190,7 +194,9 @@ def read(node: str, body: object) -> Publication:
         version=stored.text(said.get("version"), 40),
         host=host,
         vms=tuple(
-            _vm_in(vmid, body, loads.get(vmid), resident.get(vmid, NOTHING))
+            _vm_in(vmid, body, loads.get(vmid), resident.get(vmid, NOTHING))._replace(
+                since_s=since.get(vmid, 0.0)
+            )
             for vmid, body in _by_vmid(said.get("vms"))
         ),
         strangers=tuple(

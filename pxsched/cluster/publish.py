@@ -124,26 +124,32 @@ def _moved(before: Any, now: Any, least: float) -> bool:
 
 def look(node: "Node", ledger: "Ledger", seen: "Seen") -> "Publication":
     """The node as a pass saw it."""
-    from pxsched.cluster.publication import MOST_LOCAL, Publication, Stranger, Vm
+    from pxsched.cluster.publication import Publication, Stranger, Vm
     from pxsched.host import cgroup
+    from pxsched.ledger import file as ledgers
     from pxsched.ledger.claim import holding
     from pxsched.node import fences, offer
-    from pxsched.settings import files as settings
     from pxsched.value import replace
     from pxsched.version import VERSION
 
     def resident(group: str) -> dict[int, int]:
         return {one: size >> 20 for one, size in (cgroup.memory_bytes(node.root, group) or {}).items()}
 
-    local = settings.content(node.root, settings.NODE_FILE)
+    now_s = time.time()
     fence = fences.of_vm(node, ledger, 0, None)
     return Publication(
         node=node.name,
-        at_s=time.time(),
+        at_s=now_s,
         version=VERSION,
         host=replace(offer.host(node, seen), foreign=()),
         vms=tuple(
-            Vm(holding(claim), claim.placement.nodes, claim.memory_mib, resident(cgroup.scope(vmid)))
+            Vm(
+                holding(claim),
+                claim.placement.nodes,
+                claim.memory_mib,
+                resident(cgroup.scope(vmid)),
+                now_s - (ledgers.now_ns() - claim.since_ns) / 1e9 if claim.since_ns else 0.0,
+            )
             for vmid, claim in sorted(ledger.claims.items())
         ),
         strangers=tuple(
@@ -152,7 +158,7 @@ def look(node: "Node", ledger: "Ledger", seen: "Seen") -> "Publication":
         fence=None if fence is None else (fence.cpus, fence.name),
         processor=_processor(node.root),
         devices=_devices(node.root, node.name),
-        local=local if len(repr(local)) <= MOST_LOCAL else None,
+        local=_local(node.root),
     )
 
 
@@ -201,3 +207,18 @@ def _devices(root: Root, name: str) -> "dict[str, Device]":
         address: Device(devices.node_of(root, address), reserved.get(address, 0))
         for address in [*addresses][:MOST_DEVICES]
     }
+
+
+def _local(root: Root) -> Any:
+    """The node's own settings; None where they are too long, or have what JSON has not."""
+    import json
+
+    from pxsched import stored
+    from pxsched.cluster.publication import MOST_LOCAL
+    from pxsched.settings import files as settings
+
+    try:
+        text = json.dumps(settings.content(root, settings.NODE_FILE), default=str, allow_nan=False)
+        return stored.table(stored.parse(text, most_bytes=MOST_LOCAL))
+    except ValueError:
+        return None

@@ -2,13 +2,13 @@
 
 from pxsched.cluster import fit
 from pxsched.cluster.members import Member
-from pxsched.cluster.paper import Paper
+from pxsched.cluster.paper import Paper, least, owns
 from pxsched.cluster.view import View
 from pxsched.host import cpulist
 from pxsched.placement import defrag
 from pxsched.placement.defrag import Span
 from pxsched.placement.machine import bits, mask_of
-from pxsched.placement.request import Holding, VmClass
+from pxsched.placement.request import Holding
 from pxsched.value import Value
 
 # More demand than CPUs.
@@ -91,7 +91,7 @@ def _node(member: Member, sheet: Paper | None) -> NodeRow:
 
 
 def _groups(sheet: Paper) -> list[Group]:
-    owned = mask_of(cpu for held in sheet.holdings if _owns(held) for cpu in held.cpus)
+    owned = mask_of(cpu for held in sheet.holdings if owns(held) for cpu in held.cpus)
     load = loads(sheet)
     found = []
     for node, cells in sheet.machine.cells.items():
@@ -113,10 +113,6 @@ def loads(sheet: Paper) -> dict[int, float]:
     return found
 
 
-def _owns(held: Holding) -> bool:
-    return held.vm_class in (VmClass.DEDICATED, VmClass.PINNED)
-
-
 def _vm(view: View, vmid: int, sheet: Paper | None) -> VmRow:
     vm = view.vm(vmid)
     machine = vm.machine
@@ -128,24 +124,9 @@ def _vm(view: View, vmid: int, sheet: Paper | None) -> VmRow:
     span = defrag.span_of(sheet.machine, held)
     return VmRow(
         vmid, machine.name, vm.node, True, machine.opted_in, held, span,
-        _owns(held) and span.rank > least(sheet, len(held.vcpus)).rank,
+        owns(held) and span.rank > least(sheet, len(held.vcpus)).rank,
         sheet.contention(held, held.load, held.weight),
     )  # fmt: skip
-
-
-def least(sheet: Paper, vcpus: int) -> Span:
-    """How narrow so many CPUs could be on this machine, were it empty but for housekeeping."""
-    machine = sheet.machine
-    usable = machine.online & ~machine.isolated & ~mask_of(sheet.host.housekeeping)
-
-    def fewest(masks: list[int]) -> int:
-        sizes = sorted(((mask & usable).bit_count() for mask in masks), reverse=True)
-        for count in range(1, len(sizes) + 1):
-            if sum(sizes[:count]) >= vcpus:
-                return count
-        return len(sizes)
-
-    return Span(fewest([*machine.cpus.values()]), fewest([*machine.whole_group.values()]))
 
 
 def place(held: Holding | None) -> str:

@@ -1,10 +1,11 @@
 """The cluster's status and answers as lines for a terminal, and as JSON. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pxsched.cluster import status
 from pxsched.cluster.fit import Fit
+from pxsched.cluster.planner import Plan
 from pxsched.cluster.status import NodeRow, Status, VmRow
 from pxsched.host import cpulist
 from pxsched.output import Tone
@@ -152,3 +153,44 @@ def fits_document(fits: Sequence[Fit]) -> list[dict[str, Any]]:
         }
         for fit in fits
     ]
+
+
+def of_plan(plan: Plan, unusable: Mapping[str, str], drain: str) -> Iterator[Line]:
+    """The moves in order, and what stays as it is."""
+    for name, why in unusable.items():
+        yield f"{name} is left out: {why}", Tone.WARN
+    if not plan.moves and not plan.stays:
+        yield (f"no VM runs on {drain}" if drain else "no move would make anything better"), Tone.PLAIN
+    for number, move in enumerate(plan.moves, 1):
+        how = f"{'HA moves it' if move.ha else 'live'}, {move.cost_mib / 1024:.1f} GiB to copy"
+        yield f"{number}. VM {move.vmid}: {move.source} -> {move.target} ({how})", Tone.HEAD
+        yield f"   why: {move.why}", Tone.PLAIN
+        for line in move.to.why[:2]:
+            yield f"   there: {line}", Tone.DIM
+    if plan.more:
+        yield "there may be more to do after these: --most sets the bound", Tone.PLAIN
+    for stay in plan.stays:
+        yield f"VM {stay.vmid} stays on {stay.node}: {stay.why}", Tone.WARN
+
+
+def plan_document(plan: Plan, unusable: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "moves": [
+            {
+                "vmid": move.vmid,
+                "from": move.source,
+                "to": move.target,
+                "reason": move.reason.value,
+                "why": move.why,
+                "ha": move.ha,
+                "copy_mib": move.cost_mib,
+                "vcpus": [cpulist.format(cpus) for cpus in move.to.vcpus],
+                "nodes": cpulist.format(move.to.nodes),
+                "there": list(move.to.why),
+            }
+            for move in plan.moves
+        ],
+        "stays": [{"vmid": stay.vmid, "node": stay.node, "why": stay.why} for stay in plan.stays],
+        "more": plan.more,
+        "left_out": dict(unusable),
+    }

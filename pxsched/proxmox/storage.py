@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from pxsched.errors import UserError
 from pxsched.host.mounts import is_mounted
+from pxsched.proxmox.sections import parse
 from pxsched.root import Root
 
 STORAGE_FILE = "etc/pve/storage.cfg"
@@ -81,7 +82,11 @@ def shares(kind: str, options: Mapping[str, str]) -> bool:
 
 def sections(root: Root) -> dict[str, tuple[str, dict[str, str]]]:
     """ID -> (type, options)."""
-    return _sections(root.read(STORAGE_FILE) or "")
+    return {
+        one.name: (one.kind, one.options)
+        for one in parse(root.read(STORAGE_FILE) or "")
+        if _ID.fullmatch(one.name)
+    }
 
 
 def script_path(root: Root, volume: str) -> str:
@@ -90,21 +95,3 @@ def script_path(root: Root, volume: str) -> str:
     if match is None or match[2] in (".", ".."):
         raise UserError(f"{volume[:80]!r} is no snippet")
     return f"{snippets_directory(root, match[1])}/{match[2]}"
-
-
-def _sections(text: str) -> dict[str, tuple[str, dict[str, str]]]:
-    """ID -> (type, options); an option is an indented `key value` line."""
-    found: dict[str, tuple[str, dict[str, str]]] = {}
-    options: dict[str, str] = {}
-    for line in text.splitlines():
-        if line.startswith("#"):
-            continue
-        if line[:1].isspace():
-            key, _, value = line.strip().partition(" ")
-            options[key] = value.strip()
-        elif line.strip():
-            kind, _, name = (part.strip() for part in line.partition(":"))
-            options = {}
-            if _ID.fullmatch(name):
-                found[name] = (kind, options)
-    return found

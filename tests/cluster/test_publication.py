@@ -61,7 +61,8 @@ def whole(machines: Path) -> Publication:
             busy={1: 0.25, 2: 0.25, 7: 1.0},
         ),
         vms=(
-            Vm(Holding(100, VmClass.DEDICATED, tuple(cpus), Smt.ISOLATE), frozenset((0,)), 2048, {0: 1000}),
+            Vm(Holding(100, VmClass.DEDICATED, tuple(cpus), Smt.ISOLATE), frozenset((0,)), 2048, {0: 1000},
+               1763999000.0),
             Vm(
                 Holding(101, VmClass.SHARED, (frozenset(range(8, 12)),) * 3, weight=50, load=0.5,
                         memory_mib={0: 1024}),

@@ -1,0 +1,120 @@
+"""What a plan has to know of VMs and moves, from one look at the cluster: requests, hindrances, HA."""
+
+import time
+from collections.abc import Mapping
+from functools import cached_property
+
+from pxsched.cluster import fit, ha, hindrances
+from pxsched.cluster.ha import Ha
+from pxsched.cluster.hindrances import Verdict
+from pxsched.cluster.paper import Paper
+from pxsched.cluster.view import View, Vm
+from pxsched.cluster.wrongs import Guest
+from pxsched.guest import passthrough
+from pxsched.placement.request import Request
+
+
+class Known:
+    """Answers are computed when first asked for, and kept."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self._requests: dict[tuple[int, str], Request] = {}
+        self._verdicts: dict[tuple[int, str], Verdict] = {}
+
+    @cached_property
+    def ha(self) -> Ha:
+        return ha.read(self.view.root)
+
+    @cached_property
+    def vms(self) -> Mapping[int, Vm]:
+        """Those that run, of nodes that can be used. Raises UserError when /etc/pve cannot be read."""
+        running = {vmid: name for name in self.usable for vmid in self._running(name)}
+        places = self.view.places
+        return {
+            vmid: self.view.vm(vmid) for vmid, name in sorted(running.items()) if places.get(vmid) == name
+        }
+
+    def _running(self, name: str) -> frozenset[int]:
+        said = self.view.members[name].said
+        return said.running if said is not None else frozenset()
+
+    @cached_property
+    def usable(self) -> list[str]:
+        return [name for name, member in self.view.members.items() if member.usable]
+
+    @cached_property
+    def unusable(self) -> dict[str, str]:
+        """Why nothing can be said of the others."""
+        members = self.view.members.items()
+        return {name: fit.unusable(member) for name, member in members if not member.usable}
+
+    @cached_property
+    def online(self) -> list[str]:
+        """As HA sees them: without those in maintenance."""
+        members = self.view.members.items()
+        return [name for name, one in members if one.online is not False and name not in self.ha.away]
+
+    def sheets(self) -> dict[str, Paper]:
+        """The usable nodes on paper."""
+        sizes = {vmid: size for vmid, vm in self.vms.items() if (size := vm.machine.hugepage_mib) is not None}
+        return {name: self.view.paper(name, sizes) for name in self.usable}
+
+    def guests(self) -> list[Guest]:
+        now_s = time.time()
+        since = {
+            vm.held.vmid: vm.since_s
+            for member in self.view.members.values()
+            for vm in (member.said.vms if member.said else ())
+        }
+        return [
+            Guest(
+                vmid,
+                vm.machine.opted_in,
+                now_s - since[vmid] if since.get(vmid) else None,
+                self.ha.manages(vmid),
+            )
+            for vmid, vm in self.vms.items()
+        ]
+
+    def request(self, vmid: int, target: str) -> Request:
+        key = (vmid, target)
+        if key not in self._requests:
+            self._requests[key] = self.view.request(self.vms[vmid], target)
+        return self._requests[key]
+
+    def verdict(self, vmid: int, target: str, places: Mapping[int, str]) -> Verdict:
+        verdict = self._hindrances(vmid, target)
+        against = [self.ha.against(vmid, target, self.online, places), self._device(vmid, target, places)]
+        more = tuple(text for text in against if text)
+        return verdict._replace(against=(*verdict.against, *more)) if more else verdict
+
+    def _hindrances(self, vmid: int, target: str) -> Verdict:
+        key = (vmid, target)
+        if key not in self._verdicts:
+            vm, members = self.vms[vmid], self.view.members
+            said = members[target].said
+            assert said is not None
+            self._verdicts[key] = hindrances.of_move(
+                vm.options, members[vm.node].said, said, self.view.surroundings,
+                runs=True, snapshots=vm.snapshots, vmid=vmid,
+            )  # fmt: skip
+        return self._verdicts[key]
+
+    def _device(self, vmid: int, target: str, places: Mapping[int, str]) -> str:
+        """Whether the VMs that will be there by then leave it a device of its mappings."""
+        for name in _mappings(self.vms[vmid]):
+            users = [
+                other
+                for other, vm in self.vms.items()
+                if other != vmid and places.get(other) == target and name in _mappings(vm)
+            ]
+            count = len(passthrough.mapped(self.view.surroundings.pci, (name,), target))
+            if users and len(users) >= count:
+                return f"VM {users[0]} will have the device of mapping {name[:40]} there"
+        return ""
+
+
+def _mappings(vm: Vm) -> list[str]:
+    """Of devices that one VM has as a whole."""
+    return [option.mapping for option in vm.machine.hostpci if option.mapping and not option.mdev]

@@ -1,0 +1,145 @@
+"""Which VMs to move to which nodes: to end what is wrong, to empty a node, or to even demand out. Pure.
+
+Every move is made on paper before the next one is looked for, the target first, so that a plan can be carried
+out step by step. A move counts only if it ends what is wrong with its VM, and begins nothing with another: so
+there is less wrong after each, a plan ends, and planning again after it finds nothing.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from pxsched.cluster.board import Board, Move, Options
+from pxsched.cluster.paper import Paper, owns
+from pxsched.cluster.wrongs import Guest, Reason, Wrong, fill, wrongs
+from pxsched.placement.request import Refused
+from pxsched.value import NOTHING, Value
+
+# Nodes are uneven from this difference of demand per CPU on; a move must take a good part of it away.
+UNEVEN, MARGIN = 0.25, 0.05
+MOST_MOVES = 16
+
+
+class Stay(NamedTuple):
+    """A VM with something wrong that no move ends, and why."""
+
+    vmid: int
+    node: str
+    why: str
+
+
+class Plan(Value):
+    """moves: in order. more: there may be others, beyond the bound. after: the nodes when all are made."""
+
+    moves: tuple[Move, ...]
+    stays: tuple[Stay, ...] = ()
+    more: bool = False
+    after: Mapping[str, Paper] = NOTHING
+
+
+def plan(
+    sheets: Mapping[str, Paper],
+    guests: Iterable[Guest],
+    options: Options,
+    *,
+    drain: str = "",
+    even: bool = False,
+    closed: frozenset[str] = frozenset(),
+    most: int = MOST_MOVES,
+) -> Plan:
+    """The moves, in the order in which they can be carried out.
+
+    sheets: the usable nodes. closed: nodes that take nobody, such as those in maintenance. drain: a node that
+    is to be left by all VMs; its bound is not `most`. even: also even demand out.
+    """
+    board = Board(sheets, guests, options, closed | ({drain} if drain else frozenset()))
+    if drain:
+        return _drain(board, drain)
+    stays = _mend(board, most)
+    while even and _even(board, most):
+        stays = _mend(board, most)  # what made room may have made more possible
+    more = len(board.moves) >= most
+    return Plan(tuple(board.moves), tuple(stays), more, board.sheets)
+
+
+def _drain(board: Board, name: str) -> Plan:
+    """All VMs leave a node, those that are hardest to place first."""
+    stays: list[Stay] = []
+    wrong = Wrong(Reason.DRAIN, f"{name} is to be emptied")
+    for vmid in _by_size(board, name):
+        move = board.best(vmid, wrong)
+        if move is None:
+            stays.append(Stay(vmid, name, "; ".join(board.refusals[vmid]) or "there is no other node"))
+        else:
+            board.make(move)
+    return Plan(tuple(board.moves), tuple(stays), False, board.sheets)
+
+
+def _by_size(board: Board, name: str) -> list[int]:
+    sheet = board.sheets[name]
+    inside = [vmid for vmid in board.guests if board.places.get(vmid) == name]
+
+    def size(vmid: int) -> tuple[object, ...]:
+        tenant = sheet.tenants.get(vmid)
+        vcpus = len(tenant.held.vcpus) if tenant else 0
+        return (not (tenant and owns(tenant.held)), -vcpus, vmid)
+
+    return sorted(inside, key=size)
+
+
+def _mend(board: Board, most: int) -> list[Stay]:
+    """Ends what is wrong, by the cheapest move first. Gives what no move ends."""
+    while len(board.moves) < most:
+        found = wrongs(board.sheets, board.guests, board.crowd)
+        moves = [move for vmid, wrong in found.items() if (move := board.best(vmid, wrong))]
+        if not moves:
+            return [
+                Stay(vmid, board.places[vmid], f"{wrong.why}; {'; '.join(board.refusals[vmid])}")
+                for vmid, wrong in found.items()
+            ]
+        board.make(min(moves, key=lambda move: (move.cost_mib, move.vmid)))
+    return []
+
+
+def _even(board: Board, most: int) -> bool:
+    """Shared VMs leave the node that is wanted most, while that makes a difference. Says whether any did."""
+    before = len(board.moves)
+    while len(board.moves) < most:
+        fills = {name: fill(sheet) for name, sheet in board.sheets.items() if name not in board.closed}
+        if len(fills) < 2:
+            break
+        fullest = max(fills, key=lambda name: (fills[name], name))
+        if fills[fullest] - min(fills.values()) <= UNEVEN:
+            break
+        move = min(_relieving(board, fullest, fills), key=lambda one: (one.cost_mib, one.vmid), default=None)
+        if move is None:
+            break
+        board.make(move)
+    return len(board.moves) > before
+
+
+def _relieving(board: Board, fullest: str, fills: Mapping[str, float]) -> Iterator[Move]:
+    """Moves off the fullest node after which neither node is nearly as full as it was."""
+    sheet = board.sheets[fullest]
+    cpus = {name: board.sheets[name].machine.online.bit_count() for name in fills}
+    why = f"{fills[fullest]:.2f} are wanted for each CPU of {fullest}, {min(fills.values()):.2f} elsewhere"
+    for vmid, tenant in sheet.tenants.items():
+        load = tenant.held.load or 0.0
+        if vmid not in board.guests or owns(tenant.held) or load / cpus[fullest] < MARGIN / 2:
+            continue
+        move = board.best(vmid, Wrong(Reason.EVEN, why))
+        if move and fills[move.target] + load / cpus[move.target] <= fills[fullest] - MARGIN:
+            yield move
+
+
+def executable(sheets: Mapping[str, Paper], moves: Sequence[Move], options: Options) -> str:
+    """Whether the moves can be made one after the other; else what is wrong, for the first that cannot."""
+    board = Board(sheets, (), options, frozenset())
+    for move in moves:
+        if board.places.get(move.vmid) != move.source:
+            return f"VM {move.vmid} is not on {move.source}"
+        try:
+            board.sheets[move.target].place(board.request(move.vmid, move.target))
+        except Refused as refusal:
+            return f"VM {move.vmid} does not fit on {move.target}: {refusal}"
+        board.make(move)
+    return ""
