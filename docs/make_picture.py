@@ -1,4 +1,5 @@
-"""Prints docs/node.svg: five VMs on a generated machine, where placement puts them.
+"""Prints docs/node.svg: five VMs on a generated machine, where placement puts them. With --html the page of
+`report --html`, of which docs/page.png is a photograph; what its VMs wait for is made up.
 
 python3 docs/make_picture.py > docs/node.svg
 """
@@ -10,9 +11,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pxsched.host.topology import L3, Cpu, Node, Package, Topology
 from pxsched.ledger.claim import Claim, State, holding
-from pxsched.placement.request import Host, Request, VmClass
+from pxsched.placement.request import Host, Placement, Request, VmClass
 from pxsched.placement.search import place
-from pxsched.report import svg
+from pxsched.report import overview, page, svg
+from pxsched.report.overview import Line
 
 CORES, NODES, L3_CORES = 64, 4, 8
 VMS = (
@@ -51,7 +53,19 @@ def main() -> None:
         request = Request(vmid, vcpus, 16384, vm_class)
         placed = place(host, [holding(claim) for claim in claims], request)
         claims.append(Claim(placed, State.RUNNING))
-    sys.stdout.write(svg.draw(topology, claims))
+    picture = svg.draw(topology, claims)
+    if sys.argv[1:] == ["--html"]:
+        lines = [_line(topology, claim.placement, number) for number, claim in enumerate(claims)]
+        picture = page.draw("pve1, 2026-11-26 12:00:00 UTC", picture, lines)
+    sys.stdout.write(picture)
+
+
+def _line(topology: Topology, placed: Placement, number: int) -> Line:
+    cpus, crossings = overview.cpus(placed), overview.crossings(topology, placed.cpus)
+    alone = True if placed.vm_class is VmClass.DEDICATED else None
+    memory_mib = dict.fromkeys(placed.nodes, 16384)
+    name, kind = f"VM {placed.vmid}", placed.vm_class.value
+    return Line(placed.vmid, name, kind, cpus, crossings, number / 8, memory_mib, alone)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,13 @@ from pxsched.guest import config
 from pxsched.host import cgroup, cpulist, topology
 from pxsched.host.topology import Topology
 from pxsched.ledger.claim import Claim
+from pxsched.ledger.file import Ledger
+from pxsched.node import balancing, exclusive, others
 from pxsched.node import sighting as nodes
 from pxsched.node.exclusive import Exclusive
 from pxsched.node.others import Other
 from pxsched.placement.request import Placement
+from pxsched.report import balance
 from pxsched.root import Root
 from pxsched.value import NOTHING, Value
 
@@ -44,10 +47,21 @@ class Line(Value):
         return self.name, self.kind, self.cpus or "-", crossings, waiting, memory or "-", alone
 
 
+def of_node(root: Root, ledger: Ledger) -> list[Line]:
+    """All that is known of the node now."""
+    return look(
+        root,
+        [claim for _, claim in sorted(ledger.claims.items())],
+        others.known(root, {*ledger.claims}).others,
+        {vm.vmid: vm for vm in exclusive.check(root, ledger, topology.isolated(root))},
+        balance.waiting(balancing.last(root)),
+    )
+
+
 def look(
     root: Root,
     claims: Iterable[Claim],
-    others: Iterable[Other],
+    strange: Iterable[Other],
     checked: Mapping[int, Exclusive],
     waiting: Mapping[int, float],
 ) -> list[Line]:
@@ -67,7 +81,7 @@ def look(
             cpulist.format(other.cpus),
             memory_mib=other.memory_mib,
         )
-        for other in others
+        for other in strange
     ]
     return placed + strangers
 
