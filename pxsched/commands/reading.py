@@ -217,9 +217,9 @@ def run_status(options: argparse.Namespace) -> int:
     from pxsched.report import devices, knobs, text
 
     say(*(f"warning: {warning}" for warning in warnings))
+    say(*overview.table(lines))
     if now := host.look(options.root):
         say(now.line)
-    say(*overview.table(lines))
     say(*text.status(claims, knobs.lines(options.root, entries, states)))
     for claim in claims:
         say(*devices.lines(claim.vmid, devices.document(options.root, claim)))
