@@ -5,12 +5,14 @@ import argparse
 from pxsched import arguments
 from pxsched.arguments import add, print_json
 from pxsched.cluster import fit, planner, status, text, view
+from pxsched.cluster.carry import Carrier
 from pxsched.cluster.known import Known
 from pxsched.cluster.planner import Plan
 from pxsched.errors import Exit, UserError
-from pxsched.output import say_toned
+from pxsched.output import complain, say, say_toned
 from pxsched.placement.request import Request, VmClass
 from pxsched.report.frame import terminal_size
+from pxsched.sandbox.stand_in import local_api
 from pxsched.settings.policy import Smt
 
 EXAMPLES = """\
@@ -46,7 +48,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     action.add_argument("--nodes", default="", metavar="NODE,...", help="only these nodes")
     action = add(actions, "plan", run_plan,
-                 "list the moves that would end crossings, contention and lack of a place; moves nothing",
+                 "list the moves that would end crossings, contention and lack of a place, or make them",
                  example="pxsched cluster plan --even\npxsched cluster plan --drain pve2",
                  reads=True)  # fmt: skip
     action.add_argument("--drain", default="", metavar="NODE", help="the moves that empty this node instead")
@@ -54,7 +56,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     action.add_argument("--most", type=_count, default=planner.MOST_MOVES, metavar="N",
                         help=f"at most so many moves (default: {planner.MOST_MOVES}); no bound to a"
                         " drain")  # fmt: skip
-    action.add_argument("--dry-run", action="store_true", help="what it does anyway: only list")
+    how = action.add_mutually_exclusive_group()
+    how.add_argument("--dry-run", action="store_true", help="what it does anyway: only list")
+    how.add_argument("--apply", action="store_true", help="make the moves, one after the other")
 
 
 def _count(text: str) -> int:
@@ -102,6 +106,10 @@ def run_plan(options: argparse.Namespace) -> int:
         print_json(text.plan_document(plan, found.unusable))
     else:
         say_toned(text.of_plan(plan, found.unusable, options.drain))
+    if options.apply and plan.moves:
+        tell = complain if options.json else say
+        api = local_api(options.root)
+        Carrier(lambda: Known(view.look(options.root)), api, tell).carry_out(plan.moves)
     return Exit.REFUSED if options.drain and plan.stays else Exit.DONE
 
 

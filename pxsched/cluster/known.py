@@ -8,10 +8,12 @@ from pxsched.cluster import fit, ha, hindrances
 from pxsched.cluster.ha import Ha
 from pxsched.cluster.hindrances import Verdict
 from pxsched.cluster.paper import Paper
+from pxsched.cluster.publication import Stranger
 from pxsched.cluster.view import View, Vm
 from pxsched.cluster.wrongs import Guest
 from pxsched.guest import passthrough
-from pxsched.placement.request import Request
+from pxsched.placement.request import Refused, Request
+from pxsched.value import replace
 
 
 class Known:
@@ -28,12 +30,10 @@ class Known:
 
     @cached_property
     def vms(self) -> Mapping[int, Vm]:
-        """Those that run, of nodes that can be used. Raises UserError when /etc/pve cannot be read."""
-        running = {vmid: name for name in self.usable for vmid in self._running(name)}
+        """Those that run, on nodes that can be used. Raises UserError when /etc/pve cannot be read."""
+        running = frozenset[int]().union(*map(self._running, self.usable))
         places = self.view.places
-        return {
-            vmid: self.view.vm(vmid) for vmid, name in sorted(running.items()) if places.get(vmid) == name
-        }
+        return {vmid: self.view.vm(vmid) for vmid in sorted(running) if places.get(vmid) in self.usable}
 
     def _running(self, name: str) -> frozenset[int]:
         said = self.view.members[name].said
@@ -56,24 +56,48 @@ class Known:
         return [name for name, one in members if one.online is not False and name not in self.ha.away]
 
     def sheets(self) -> dict[str, Paper]:
-        """The usable nodes on paper."""
+        """The usable nodes on paper. Who moved since they published is where its configuration is."""
         sizes = {vmid: size for vmid, vm in self.vms.items() if (size := vm.machine.hugepage_mib) is not None}
-        return {name: self.view.paper(name, sizes) for name in self.usable}
+        found = {name: self.view.paper(name, sizes) for name in self.usable}
+        for name in self.usable:
+            for vmid in self._running(name) & self._moved:
+                if self.vms[vmid].node != name:
+                    found[name] = found[name].without(vmid)
+        for vmid in sorted(self._moved):
+            name = self.vms[vmid].node
+            found[name] = self._arrived(found[name], vmid)
+        return found
+
+    @cached_property
+    def _moved(self) -> frozenset[int]:
+        """VMs that came to another node since that published."""
+        return frozenset(vmid for vmid, vm in self.vms.items() if vmid not in self._running(vm.node))
+
+    def _arrived(self, sheet: Paper, vmid: int) -> Paper:
+        """The node with such a VM: where it would put it, else anywhere."""
+        request = self.request(vmid, sheet.name)
+        try:
+            return sheet.having(request, sheet.place(request))
+        except Refused:
+            one = Stranger(vmid, False, sheet.host.topology.online)
+            return replace(sheet, strangers={**sheet.strangers, vmid: one})
 
     def guests(self) -> list[Guest]:
         now_s = time.time()
         since = {
-            vm.held.vmid: vm.since_s
-            for member in self.view.members.values()
+            (vm.held.vmid, name): vm.since_s
+            for name, member in self.view.members.items()
             for vm in (member.said.vms if member.said else ())
         }
+
+        def rested_s(vm: Vm) -> float | None:
+            if vm.vmid in self._moved:
+                return 0.0
+            came_s = since.get((vm.vmid, vm.node))
+            return now_s - came_s if came_s else None
+
         return [
-            Guest(
-                vmid,
-                vm.machine.opted_in,
-                now_s - since[vmid] if since.get(vmid) else None,
-                self.ha.manages(vmid),
-            )
+            Guest(vmid, vm.machine.opted_in, rested_s(vm), self.ha.manages(vmid))
             for vmid, vm in self.vms.items()
         ]
 
