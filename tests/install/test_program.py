@@ -234,3 +234,44 @@ def test_clean_deletes_the_demos_environment_and_names_the_packages_it_brought(t
     assert f"would delete {venv}" in clean("--dry-run") and venv.exists()
     assert "apt-get purge --autoremove qemu-system-x86 python3-psutil" in clean()
     assert not (tmp_path / "cache").exists()
+
+
+APT = """\
+#!/bin/sh
+here=$(dirname "$0")
+case $(basename "$0") in
+    apt-cache) [ -e "$here/known" ] || { echo "E: Unable to locate package $2"; exit 100; } ;;
+    dpkg-query) exit 1 ;;
+    apt-get)
+        echo "$*" >>"$here/asked"
+        case $* in
+            *update) touch "$here/known" ;;
+            *install*) [ -e "$here/known" ] || { echo "E: Unable to locate package"; exit 100; }
+                echo 'exit 1' >"$here/qemu-system-x86_64"; chmod 755 "$here/qemu-system-x86_64" ;;
+        esac ;;
+esac
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's install.sh asks apt")
+def test_a_bare_machine_is_asked_what_it_knows_before_it_is_told_to_install(tmp_path):
+    """apt and QEMU are not there but as scripts; what the shell kept is named, with the packages."""
+    tools = ["sh", "basename", "cat", "chmod", "cut", "dirname", "echo", "env", "grep", "id", "mkdir"]
+    for name in [*tools, "readlink", "rm", "rmdir", "sed", "tail", "touch", "tr", "xargs"]:
+        (tmp_path / name).symlink_to(shutil.which(name))
+    for name in ("apt-get", "apt-cache", "dpkg-query"):
+        (tmp_path / name).write_text(APT)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "python3").symlink_to(program.PYTHON)
+    done = subprocess.run(
+        [str(program.CHECKOUT / "install.sh"), "--shell"],
+        env={"PATH": str(tmp_path), "PXSCHED_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)},
+        input="pxsched --version\n", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    asked = [line.split()[-1] for line in (tmp_path / "asked").read_text().splitlines()]
+    assert asked[:2] == ["update", "qemu-system-x86"]
+    assert "Unable to locate" not in done.stdout
+    assert "\npxsched " in done.stdout
+    assert "Installed: the Debian packages qemu-system-x86" in done.stdout
+    assert "./install.sh --clean" in done.stdout
