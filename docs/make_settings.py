@@ -145,11 +145,12 @@ def _table(model: type[Settings]) -> Iterator[str]:
     yield "| key | default | takes | meaning |"
     yield "|---|---|---|---|"
     for name, setting in model.declared.items():
-        cells = (f"`{key_of(name)}`", _shown(setting.default), setting.values, setting.help)
+        cells = (f"`{key_of(name)}`", shown(setting.default), setting.values, setting.help)
         yield f"| {' | '.join(cells)} |"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A default as it is written in the file."""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if isinstance(value, StrEnum):

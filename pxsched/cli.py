@@ -65,10 +65,6 @@ def entry() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0 done, 1 refused or failed with one line on stderr, 2 usage."""
     open_streams()
-    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions (Debian: python3-argcomplete)
-        import argcomplete
-
-        argcomplete.autocomplete(parser())
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a locale that lacks a letter is no failure

@@ -121,8 +121,7 @@ def test_text_leaves_by_one_door(module):
 # Libraries. Those of the standard library need no word; the optional ones say what is missing when they are.
 
 REQUIRED = {"proxmoxer", "psutil", "pyroute2", "filelock"}
-OPTIONAL = {"requests": "proxmoxer's HTTPS", "argcomplete": "completion in a shell",
-            "rich": "`pxsched top`", "prometheus_client": "metrics"}
+OPTIONAL = {"requests": "proxmoxer's HTTPS", "rich": "`pxsched top`", "prometheus_client": "metrics"}
 DEBIAN = {"proxmoxer": "python3-proxmoxer", "psutil": "python3-psutil", "pyroute2": "python3-pyroute2",
           "filelock": "python3-filelock"}  # fmt: skip
 

@@ -125,7 +125,7 @@ def settings(subject: Subject) -> Iterator[Finding]:
     for stale in subject.settings.stale:
         yield Finding(Level.BAD, "settings", stale, "mend the file; the next pass reads it")
     for warning in subject.settings.warnings:
-        yield Finding(Level.WARN, "settings", warning, "docs/settings.md lists every key")
+        yield Finding(Level.WARN, "settings", warning, "`man pxsched` and docs/settings.md list every key")
     if not subject.settings.warnings and not subject.settings.stale:
         yield Finding(Level.OK, "settings", "all keys and values are understood")
     for note in subject.settings.notes:

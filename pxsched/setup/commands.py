@@ -10,6 +10,7 @@ from pxsched.output import complain, say
 from pxsched.proxmox import cluster
 from pxsched.proxmox import storage as storages
 from pxsched.root import Root
+from pxsched.settings import files as settings
 from pxsched.setup import manifest as manifests
 from pxsched.setup import plan, removal, stub
 from pxsched.setup.leaving import Leaving, PutBack, Script, about_stub, decide, names
@@ -65,6 +66,7 @@ def _install(root: Root, args: argparse.Namespace) -> None:
             say(f"{'would ' if args.dry_run else ''}{step.describe(root)}")
             if not args.dry_run:
                 step.execute(root)
+    say(*settings.load(root).notes)
 
 
 def _uninstall(root: Root, args: argparse.Namespace) -> int:

@@ -47,7 +47,7 @@ class Manifest(Value):
 
     def is_program(self, path: str) -> bool:
         """Whether it belongs to the program, or holds it: that goes last, as it removes the others."""
-        around = any(f"{one}/".startswith(f"{path}/") for one in (COMMAND, self.prefix))
+        around = any(f"{one}/".startswith(f"{path}/") for one in (*LINKS, self.prefix))
         return bool(self.prefix) and (around or path.startswith(f"{self.prefix}/"))
 
     def is_ours(self, root: Root, path: str) -> bool:
@@ -55,8 +55,14 @@ class Manifest(Value):
         return is_in_place(root, os.path.dirname(path)) and mark(root, path) in self.files.get(path, ())
 
 
-# The link by which people find the command.
+# The links by which people and shells find the command and its manual, and where in the prefix they point.
 COMMAND = "usr/local/bin/pxsched"
+LINKS = {
+    COMMAND: "bin/pxsched",
+    "usr/local/share/man/man1/pxsched.1": "share/man/man1/pxsched.1",
+    "usr/local/share/bash-completion/completions/pxsched": "share/bash-completion/completions/pxsched",
+    "usr/local/share/zsh/site-functions/_pxsched": "share/zsh/site-functions/_pxsched",
+}
 
 
 def is_in_place(root: Root, directory: str) -> bool:

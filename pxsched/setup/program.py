@@ -18,7 +18,7 @@ from pxsched.root import Root
 from pxsched.setup import manifest as manifests
 from pxsched.setup import prefix as prefixes
 from pxsched.setup import removal
-from pxsched.setup.manifest import COMMAND, Manifest
+from pxsched.setup.manifest import LINKS, Manifest
 from pxsched.value import replace
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -34,17 +34,19 @@ def put(root: Root, prefix: str, *, private: bool) -> None:
     known = prefixes.begin(root, prefix)
     foreign = frozenset(known.foreign or ())
     known = known.with_directories(manifests.missing_directories(root, f"{prefix}/bin"))
-    known = known.with_directories(manifests.missing_directories(root, COMMAND))
+    for link in LINKS:
+        known = known.with_directories(manifests.missing_directories(root, link))
     manifests.save(root, known)
     try:
         _environment(root, prefix, private=private)
         _package(root, prefix, foreign)
         _hooks(root, prefix, known)
+        _manual(root, prefix)
         _write(root.path(f"{prefix}/bin/pxsched"), _command(prefix), 0o755)
-        linked = _link(root, prefix)
+        linked = [link for link, target in LINKS.items() if _link(root, link, f"/{prefix}/{target}")]
     except OSError as error:
         raise UserError(f"{error.filename or prefix}: {error.strerror}") from error
-    ours = [*_ours(root, prefix, foreign), *([COMMAND] if linked else [])]
+    ours = [*_ours(root, prefix, foreign), *linked]
     marks = {path: (manifests.mark(root, path),) for path in ours}
     gone = [path for path in known.files if known.is_program(path) and path not in marks]
     known = known.without(gone).with_directories(_directories(root, prefix, foreign))
@@ -88,13 +90,15 @@ def _environment(root: Root, prefix: str, *, private: bool) -> None:
         _must([*pip, *needs, "requests"])
 
 
-def _must(argv: Sequence[str]) -> None:
+def _must(argv: Sequence[str]) -> str:
+    """What it printed. Raises UserError when it failed."""
     try:
         done = child.run(argv, patience_s=PIP_PATIENCE_S)
     except child.Late as error:
         raise UserError(str(error)) from error
     if done.returncode:
         raise UserError(f"{' '.join(argv[:4])}: {' '.join((done.stderr or done.stdout).split())[-300:]}")
+    return done.stdout
 
 
 def _site(place: str) -> str:
@@ -140,6 +144,22 @@ def _hooks(root: Root, prefix: str, known: Manifest) -> None:
             os.unlink(root.path(path))
 
 
+def _manual(root: Root, prefix: str) -> None:
+    """The manual page and what completes the command in shells, made from the parser; and the pages that the
+    Debian package has, too.
+    """
+    for name, words in (
+        ("man/man1/pxsched.1", ("make_manual.py",)),
+        ("bash-completion/completions/pxsched", ("make_completions.py", "bash")),
+        ("zsh/site-functions/_pxsched", ("make_completions.py", "zsh")),
+    ):
+        made = _must([PYTHON, "-BI", str(CHECKOUT / "docs" / words[0]), *words[1:]])
+        _write(root.path(f"{prefix}/share/{name}"), made.encode(), 0o644)
+    for page in (CHECKOUT / "debian/pxsched.docs").read_text().split():
+        text = (CHECKOUT / page).read_bytes()
+        _write(root.path(f"{prefix}/share/doc/pxsched/{os.path.basename(page)}"), text, 0o644)
+
+
 def _copy(source: Path, root: Root, target: str) -> set[str]:
     """A directory of the checkout, without what Python compiled; returns the paths that were written."""
     written = set()
@@ -163,17 +183,17 @@ def _write(path: str, data: bytes, mode: int) -> None:
     os.replace(f"{path}.new", path)
 
 
-def _link(root: Root, prefix: str) -> bool:
-    """Makes the command one that people find; False where something else has its name."""
-    link = root.path(COMMAND)
-    if os.path.lexists(link) and not os.path.islink(link):
-        say(f"/{COMMAND} is not ours and stays; the command is /{prefix}/bin/pxsched")
+def _link(root: Root, link: str, target: str) -> bool:
+    """Makes a link; False where something else has its name."""
+    path = root.path(link)
+    if os.path.lexists(path) and not os.path.islink(path):
+        say(f"/{link} is not ours and stays; ours is {target}")
         return False
-    os.makedirs(os.path.dirname(link), exist_ok=True)
-    if not os.path.islink(link) or os.readlink(link) != f"/{prefix}/bin/pxsched":
-        new = f"{link}.pxsched-new"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if not os.path.islink(path) or os.readlink(path) != target:
+        new = f"{path}.pxsched-new"
         if os.path.lexists(new):
             os.unlink(new)
-        os.symlink(f"/{prefix}/bin/pxsched", new)
-        os.replace(new, link)
+        os.symlink(target, new)
+        os.replace(new, path)
     return True

@@ -20,6 +20,9 @@ PACKAGES = (
 )  # fmt: skip
 SUITES = ("bookworm", "trixie")
 TOOLS = ("mmdebstrap", "unshare", "chroot", "mount")
+BUILD_TOOLS = {
+    "dpkg-buildpackage": "dpkg-dev", "dh": "debhelper", "dh_python3": "dh-python", "lintian": "lintian",
+}  # fmt: skip
 
 
 def _missing() -> str:
@@ -149,3 +152,21 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]
         pytest.skip(reason)
     with writable(base_system(request.param), tmp_path) as base:
         yield Machine(base, request.param)
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Debian package of this checkout."""
+    missing = [name for tool, name in BUILD_TOOLS.items() if not shutil.which(tool)]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")
+    place = tmp_path_factory.mktemp("build")
+    source = place / "pxsched"
+    shutil.copytree(CHECKOUT, source, symlinks=True, ignore=_what_git_does_not_know)
+    done = subprocess.run(
+        ["dpkg-buildpackage", "-us", "-uc", "-b"],
+        cwd=source, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    [path] = place.glob("pxsched_*_all.deb")
+    return path

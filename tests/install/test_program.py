@@ -62,6 +62,20 @@ def test_every_file_is_listed_and_the_program_works(root):
     assert b"Traceback" not in done.stderr
 
 
+def test_the_manual_the_completions_and_the_pages_come_along(root):
+    for link, start in (
+        ("man/man1/pxsched.1", '.TH PXSCHED 1 "" "pxsched '),
+        ("bash-completion/completions/pxsched", "# bash completion for pxsched"),
+        ("zsh/site-functions/_pxsched", "#compdef pxsched\n"),
+    ):
+        target = os.readlink(root.path(f"usr/local/share/{link}"))
+        assert target == f"/{PREFIX}/share/{link}"
+        assert (root.read(target.lstrip("/")) or "").startswith(start)
+    pages = root.path(f"{PREFIX}/share/doc/pxsched")
+    assert set(os.listdir(pages)) == {"README.md", "settings.md", "replacing.md"}
+    assert "## Recipes" in Path(pages, "settings.md").read_text()
+
+
 def test_taken_away_it_leaves_nothing(root):
     assert tell(root, "remove") == 0
     assert everything(root) == []
