@@ -12,6 +12,7 @@ from pxsched.errors import UserError
 from pxsched.guest.hookscript import SCRIPT_NAME, is_ours
 from pxsched.host.name import name_of
 from pxsched.monitor import textfile
+from pxsched.node.sighting import config_path
 from pxsched.optin import naming, rules
 from pxsched.optin.apply import apply
 from pxsched.optin.naming import Naming
@@ -25,6 +26,7 @@ from pxsched.settings import files as settings
 from pxsched.setup import plan, removal, stub
 from pxsched.setup.manifest import Manifest
 from pxsched.setup.steps import Remove, RemoveDirectory, RemoveState, Step, Systemctl, Write
+from pxsched.shaping import record
 from pxsched.value import Value
 
 
@@ -148,7 +150,7 @@ def decide(
     lines = [*removal.left(listed), *(f"left: /{path} (yours)" for path in yours)]
     lines += [f"left: /{path}, which other nodes use, too" for path in shared]
     needed = tuple(step for step in steps if step.needed(root))
-    return Leaving(needed, (*lines, *_capacity(root)))
+    return Leaving(needed, (*lines, *_capacity(root), *shapes(root)))
 
 
 def _metrics(root: Root) -> list[str]:
@@ -203,6 +205,12 @@ def _capacity(root: Root) -> list[str]:
         for guest in guests
         if guest.describes_capacity
     ]
+
+
+def shapes(root: Root) -> list[str]:
+    """The guests of this node that stay told what they had: it is their VMs' configuration."""
+    told = [f"VM {vmid}" for vmid in record.RECORDS.vmids(root) if config_path(root, vmid)]
+    return [f"left: what the guests of {_some(told)} are told of their processors"] if told else []
 
 
 def about_stub(steps: tuple[Step, ...], named: Naming, holders: list[str]) -> list[str]:

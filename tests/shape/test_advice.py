@@ -10,6 +10,7 @@ import pytest
 
 from pxsched import tick
 from pxsched.root import Root
+from pxsched.setup import leaving
 from pxsched.shaping import failures, record
 
 from . import machines
@@ -110,7 +111,7 @@ def test_policy_apply_tells_a_stopped_vm_at_the_next_pass_and_a_running_one_neve
 
 def test_what_fails_is_said_once_and_tried_again_when_the_vm_is_changed(sandbox, settings, capsys):
     settings('[vm.100]\nshape = "apply"\n')
-    in_the_way = Path(sandbox.root, record.DIRECTORY)
+    in_the_way = Path(sandbox.root, record.RECORDS.directory)
     in_the_way.parent.mkdir(parents=True, exist_ok=True)
     in_the_way.write_text("")
     for _ in range(3):
@@ -155,11 +156,15 @@ def test_advice_alone_writes_nothing(sandbox):
 def test_a_vm_that_is_opted_out_keeps_what_it_was_told_and_is_named_until_that_is_undone(sandbox):
     before = text(sandbox)
     assert "--undo" not in run(sandbox, "disable", "100", "--dry-run")[1]
+    assert leaving.shapes(Root(sandbox.root)) == []
     run(sandbox, "shape", "100", "--apply")
     told = text(sandbox)
     assert "(its guest stays told what it had until `pxsched shape 100 --undo`)" in (
         run(sandbox, "disable", "100")[1]
     )
+    assert leaving.shapes(Root(sandbox.root)) == [
+        "left: what the guests of VM 100 are told of their processors"
+    ]
     assert text(sandbox) == told.replace("hookscript: local:snippets/pxsched\n", "")
     found = json.loads(run(sandbox, "doctor", "--json")[1])["findings"]
     [shape] = [finding for finding in found if finding["area"] == "shape"]
