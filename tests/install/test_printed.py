@@ -22,10 +22,6 @@ WORDS = r"(?:pxsched|\./install\.sh|\./tests/run|\.ci/run|qm|apt|systemctl|dpkg-
 COMMAND = re.compile(rf"(?:[A-Z_]+='[^']*' )?{WORDS} .*|\.\S+", re.ASCII)
 
 NOT_HERE = {
-    "./tests/run": "is this very run",
-    "./tests/run --slow --lab": "is this very run",
-    "./tests/run --mutants": "runs all tests a hundred times",
-    ".ci/run": "is this very run",
     "PXSCHED_TOKEN='audit@pve!ro=...' pxsched list --host pve1.example.org":
         "needs a cluster's API; tests/optin/test_https.py has one",
     "dpkg-buildpackage -us -uc -b": "made the package that is installed here",
