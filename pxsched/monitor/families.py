@@ -13,6 +13,7 @@ from pxsched.ledger.journal import Entry
 from pxsched.monitor.passes import Passes
 from pxsched.monitor.runs import Run
 from pxsched.node.exclusive import Exclusive, Kind
+from pxsched.output import printable
 from pxsched.value import NOTHING, Value
 from pxsched.version import VERSION
 
@@ -151,5 +152,5 @@ def _counter(name: str, what: str, rows: Rows, *labels: str) -> "Metric":
 
 def _filled(family: "GaugeMetricFamily | CounterMetricFamily", rows: Rows) -> "Metric":
     for labels, value in rows:
-        family.add_metric([str(label) for label in labels], value)
+        family.add_metric([printable(str(label)) for label in labels], value)
     return family

@@ -28,6 +28,8 @@ from pxsched.knobs.thread import ThreadAffinity
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim, State
 from pxsched.ledger.journal import Entry
+from pxsched.monitor import passes, refusals
+from pxsched.node import others
 from pxsched.node import sighting as nodes
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
@@ -124,6 +126,19 @@ FILES = {
                  "standings": {"100": [0.5, 0.1, 0.5, 0.2], "101": "secret"}},
     }),
     "run/pxsched/secret": "secret\n",
+    "run/pxsched/others.json": json.dumps({
+        "boot_id": "12345678-5ec2-e75e-c2e7-secret000000", "secret": 1, "at_ns": 5, "busy": {"0": 0.25},
+        "others": [[300, None, "0-1", 0.5, {"0": 512}]], "counters": {"secret": "secret"},
+    }),
+    "run/pxsched/passes.json": json.dumps([7, 1.5, 5.0, 0.25, {}, {}, {"vcpu": 2, "secret": 1}, 1, [101]]),
+    "run/pxsched/refusals.json": '{"101": 3}',
+    "run/pxsched/settings.json": '{"files": {"etc/pve/pxsched.toml": {"text": "# secret", "at_s": 1}}}',
+    "run/pxsched/shape.json": '{"vms": {"100": {"why": "secret", "digest": "", "tries": 1, "again_s": 1}}}',
+    "run/pxsched/karpenter.json": '{"vmid": 100, "said": ["secret"]}',
+    "run/pxsched/ledger.json.lost": "secret",
+    "etc/pve/pxsched/chain/100.json": '{"vmid": 100, "hookscript": "local:snippets/secret"}',
+    "etc/pve/pxsched/shape/100.json": '{"vmid": 100, "before": {"args": "secret"}}',
+    "etc/pve/nodes/secret-node/pxsched.json": '{"name": "secret-node"}',
     "sys/class/net/tap100i0/ifindex": "7\n",
     "sys/class/net/secret-bridge/ifindex": "8\n",
 }  # fmt: skip
@@ -245,6 +260,17 @@ def test_status_in_json_has_the_same_knobs_with_the_same_values(machine, replay)
     for field in fields.split():
         assert after["vms"][0][field] == before["vms"][0][field] or field == "run_delay", field
     assert after["vms"][0]["run_delay"] is not None
+
+
+def test_who_else_is_there_and_what_was_counted_is_told_in_numbers(replay):
+    seen = others.load(replay)
+    assert seen is not None and (seen.at_ns, seen.busy) == (5, {0: 0.25})
+    assert [(other.name, other.load, other.memory_mib) for other in seen.others] == [
+        ("container 300", 0.5, {0: 512})
+    ]
+    counts = passes.load(replay)
+    assert (counts.count, counts.seconds, counts.drifts, counts.unplaced) == (7, 1.5, {"vcpu": 2}, (101,))
+    assert refusals.load(replay) == {101: 3}
 
 
 def test_a_plan_is_the_same(machine, tmp_path):

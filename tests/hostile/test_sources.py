@@ -100,6 +100,7 @@ class Node:
         run.mkdir(parents=True, exist_ok=True)
         words = [
             str(run / "100.qmp"),
+            "1",
             how,
             json.dumps(text),
             "-id",
@@ -108,7 +109,7 @@ class Node:
             "/var/run/qemu-server/100.pid",
         ]
         words += ["-device", f"vfio-pci,host={PCI}", *more]
-        script = [sys.executable, "-IS", str(HERE / "hostile_qemu.py")]
+        script = [sys.executable, "-IS", str(HERE.parent / "stand_in_qemu.py")]
         self.qemu = subprocess.Popen([*script, *words], stdout=subprocess.PIPE, text=True)
         assert self.qemu.stdout is not None and self.qemu.stdout.readline().strip() == "ready"
         for tid in {self.qemu.pid, *map(int, os.listdir(f"/proc/{self.qemu.pid}/task"))}:

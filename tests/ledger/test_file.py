@@ -215,6 +215,16 @@ def test_a_damaged_file_is_set_aside_and_the_generation_before_it_used(root, dam
     assert Path(f"{file}.damaged").read_bytes() == damage
 
 
+@pytest.mark.parametrize("more", [-2, -1, 2])
+def test_a_file_that_is_shorter_or_longer_than_it_says_is_damaged_though_its_lines_are_whole(root, more):
+    before = stored(root, 100)
+    stored(root, 100, 101, entries=2)
+    file, _ = files(root)
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:more] if more < 0 else [*lines, *lines[-more:]]))
+    assert same(ledgers.peek(root), before)
+
+
 def test_after_that_the_next_save_makes_it_whole_again(root):
     stored(root, 100)
     stored(root, 100, 101)

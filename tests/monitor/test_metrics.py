@@ -91,7 +91,7 @@ def test_everything_has_its_kind_and_a_sentence():
 
 def test_a_label_from_a_damaged_journal_stays_one(tmp_path):
     entries = {"x": Entry(100, 'a"b\\c\nd', "0", "1", 1)}
-    assert samples(Facts(entries=entries))['pxsched_knobs{plugin=a"b\\c\nd}'] == 1
+    assert samples(Facts(entries=entries))['pxsched_knobs{plugin=a"b\\c?d}'] == 1
 
 
 def test_without_the_library_it_is_named(monkeypatch):

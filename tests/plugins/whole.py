@@ -169,7 +169,7 @@ class Whole:
         arguments += ["-device", f"vfio-pci,host={DEVICE}"] if vmid == EVERYTHING else []
         socket = self.base / f"run/qemu-server/{vmid}.qmp"
         confined = ["taskset", "--cpu-list", "0"] if vmid == MODEST else []  # as its `affinity` says
-        script = [sys.executable, "-IS", HERE / "stand_in_qemu.py", socket, "1"]
+        script = [sys.executable, "-IS", HERE.parent / "stand_in_qemu.py", socket, "1", "obeys", '""']
         vm = self._spawn([*confined, *script, *arguments])
         for tid in os.listdir(f"/proc/{vm.pid}/task"):
             self._process(int(tid))

@@ -1,7 +1,12 @@
-"""Of our own state: claims, knobs and the last pass, as far as they are numbers and sentences of ours.
+"""Of our own state: claims, knobs, the last pass, who else is there and what was counted, as far as these are
+numbers and sentences of ours.
 
 The ledger is written anew by the ledger's own writer, with the boot id that the bundle has instead of the
 machine's: who unpacks it reads it as of this boot.
+
+Left out is what holds others' words and nothing that a replay needs: the settings that were kept (those in
+force are written anew), what was said of shapes and of Karpenter's VM, what is remembered below /etc/pve, and
+what the nodes of the cluster tell each other; and how long threads ran, which no replay goes on with.
 """
 
 import json
@@ -16,7 +21,8 @@ from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.file import Ledger
 from pxsched.ledger.journal import Entry
-from pxsched.node import balancing
+from pxsched.monitor import passes, refusals
+from pxsched.node import balancing, others
 from pxsched.node.remembered import Last
 from pxsched.optin.rules import is_ours
 from pxsched.placement.request import VmClass
@@ -43,6 +49,16 @@ def files(root: Root) -> Iterator[tuple[str, str]]:
     told = balloon.told(root)
     if told:
         yield balloon.FILE, json.dumps(told)
+    if (seen := others.load(root)) is not None:
+        yield others.FILE, _text({"boot_id": BOOT_ID, **others.document(seen)})
+    counts = passes.load(root)
+    drifts = {plugin: times for plugin, times in counts.drifts.items() if words.ours(plugin, "plugins")}
+    yield passes.FILE, _text(replace(counts, drifts=drifts).to_json())
+    yield refusals.FILE, _text(refusals.load(root))
+
+
+def _text(document: object) -> str:
+    return json.dumps(document, default=dict)
 
 
 def _ledger(ledger: Ledger) -> str:
