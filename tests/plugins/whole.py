@@ -48,7 +48,7 @@ WRITES = (
     "systemd.call", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "os.chmod",
     "socket.connect",
 )  # fmt: skip
-STAYING = ("balance", "others", "settings")
+STAYING = ("balance", "others", "settings", "passes", "refusals", "runs")
 OURS = "hookscript: local:snippets/pxsched\n"
 CONFIGURATIONS = {
     EVERYTHING: f"cores: 1\nmemory: 2048\nnet0: virtio=BC:24:11:00:00:01,queues=2\nhostpci0: {DEVICE}\n",
