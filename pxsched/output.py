@@ -8,7 +8,8 @@ module ends it.
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, TextIO
 
@@ -80,6 +81,24 @@ def complain(line: str) -> None:
         _write(sys.stderr, lines([f"pxsched: {line}"]))
     except OSError:
         pass
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """How far a long command is: each line that is told takes the place of the one before, on standard error
+    where that is a terminal, and the last is gone in the end. In a pipe or a file there is nothing.
+    """
+    stream = sys.stderr
+    if stream is None or not stream.isatty():
+        yield lambda _line: None
+        return
+    import shutil
+
+    width = shutil.get_terminal_size().columns - 1
+    try:
+        yield lambda line: _write(stream, f"\r\x1b[K{printable(line)[:width]}")
+    finally:
+        _write(stream, "\r\x1b[K")
 
 
 def say_json(document: Any, *, indent: int | None = None) -> None:

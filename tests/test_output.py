@@ -3,11 +3,14 @@
 import errno
 import io
 import json
+import os
+import pty
+import subprocess
 import sys
 
 import pytest
 
-from pxsched import output
+from pxsched import material, output
 
 HARMLESS = ["VM 100 (web-1)", "Größe 5 €", "日本語", "a │ b ─ c · d", "שלום", ""]
 HOSTILE = {
@@ -93,3 +96,19 @@ def test_the_journal_gets_one_line(monkeypatch):
     monkeypatch.setattr("syslog.syslog", lambda priority, line: heard.append(line))
     output.journal("a\n<0>b\x1b[m")
     assert heard == ["a?<0>b?[m"]
+
+
+@pytest.mark.parametrize("words", [["doctor"], ["doctor", "--bundle", "x.tar.gz"], ["defrag", "--dry-run"]])
+def test_a_long_command_tells_a_terminal_how_far_it_is_and_a_pipe_nothing(words, machines, tmp_path):
+    command = [*material.again("--root", str(machines / "pepc-adl0/root"), *words)]
+    ours, theirs = pty.openpty()
+    told = subprocess.run(
+        command, cwd=tmp_path, env=material.environment(), stdout=subprocess.DEVNULL, stderr=theirs
+    )
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16)
+    os.close(ours)
+    piped = subprocess.run(command, cwd=tmp_path, env=material.environment(), capture_output=True)
+    assert told.returncode == piped.returncode
+    assert b"looking at" in shown and shown.count(b"\r\x1b[K") > 2
+    assert b"looking at" not in piped.stderr and b"\x1b" not in piped.stderr + piped.stdout

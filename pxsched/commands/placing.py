@@ -5,7 +5,7 @@ import sys
 
 from pxsched.arguments import add, print_json
 from pxsched.errors import Exit, UserError
-from pxsched.output import say
+from pxsched.output import progress, say
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -46,8 +46,11 @@ def run_defrag(options: argparse.Namespace) -> int:
 
     node = open_node(options.root)
     ledger = ledgers.peek(options.root)
-    host, running = running_vms(node, ledger, Sightings(options.root).look(ledger))
-    found = defrag.remedies(host, running)
+    with progress() as tell:
+        tell("looking at the VMs")
+        host, running = running_vms(node, ledger, Sightings(options.root).look(ledger))
+        tell(f"looking for moves of {len(running)} VMs")
+        found = defrag.remedies(host, running)
     if options.json:
         print_json({"remedies": [defrag.as_json(remedy) for remedy in found]})
     else:

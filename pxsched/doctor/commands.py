@@ -1,14 +1,14 @@
 """`pxsched doctor`: one screen of checks, each with what to do about it."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pxsched.arguments import add, print_json
 from pxsched.doctor import balloons, exclusive, host, placing, rivals, shape, vms
 from pxsched.doctor.bundle import file as bundle
 from pxsched.doctor.finding import Finding, Level, Subject
 from pxsched.errors import Exit, UserError
-from pxsched.output import complain, say
+from pxsched.output import complain, progress, say
 from pxsched.root import Root
 from pxsched.value import plain
 
@@ -36,9 +36,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(args: argparse.Namespace) -> int:
     """Raises UserError."""
     root: Root = args.root
-    findings: list[Finding] = list(examine(root))
+    with progress() as tell:
+        findings = list(examine(root, tell))
+        count = bundle.write(root, args.bundle, findings, tell) if args.bundle else 0
     if args.bundle:
-        count = bundle.write(root, args.bundle, findings)
         complain(f"wrote {args.bundle}: {count} files, nothing of tenants")
     if args.json:
         counts = {level.value: sum(f.level is level for f in findings) for level in Level}
@@ -48,15 +49,17 @@ def run(args: argparse.Namespace) -> int:
     return Exit.REFUSED if any(finding.level is Level.BAD for finding in findings) else Exit.DONE
 
 
-def examine(root: Root) -> Iterator[Finding]:
-    """All checks; one that fails is itself a finding, and the others go on."""
+def examine(root: Root, tell: Callable[[str], None] = lambda _line: None) -> Iterator[Finding]:
+    """All checks; one that fails is itself a finding, and the others go on. tell: is given their names."""
     subject = Subject(root)
     node = (*host.CHECKS, *rivals.CHECKS, *vms.CHECKS, *balloons.CHECKS)
     for check in (*node, *placing.CHECKS, *exclusive.CHECKS, *shape.CHECKS):
+        name = check.__name__.replace("_", " ")
+        tell(f"looking at {name}")
         try:
             yield from check(subject)
         except UserError as error:
-            yield Finding(Level.BAD, check.__name__.replace("_", " "), error.message, error.hint or "")
+            yield Finding(Level.BAD, name, error.message, error.hint or "")
 
 
 def _print(findings: list[Finding]) -> None:

@@ -12,7 +12,7 @@ from pxsched.errors import Exit, UserError
 from pxsched.optin import asking, inventory, rules
 from pxsched.optin.apply import apply
 from pxsched.optin.rules import Outcome, Selection, Step
-from pxsched.output import complain, say, say_json
+from pxsched.output import complain, progress, say, say_json
 from pxsched.proxmox import cluster, storage
 from pxsched.proxmox.api import Api
 from pxsched.proxmox.cluster import Guest
@@ -186,14 +186,16 @@ def _require_script(root: Root, volume: str) -> None:
 def _carry_out(session: Session, steps: list[Step], missing: list[int], args: argparse.Namespace) -> bool:
     """Applies the steps and reports each; one VM's failure does not stop the others."""
     failures = dict.fromkeys(missing, "there is no such VM")
-    for step in steps:
-        if step.outcome is Outcome.REFUSE:
-            failures[step.guest.vmid] = "; ".join(step.notes)
-        elif step.outcome is Outcome.CHANGE and not args.dry_run:
-            try:
-                apply(step, session.api(), session.files)
-            except UserError as error:
-                failures[step.guest.vmid] = str(error)
+    with progress() as tell:
+        for number, step in enumerate(steps, 1):
+            if step.outcome is Outcome.REFUSE:
+                failures[step.guest.vmid] = "; ".join(step.notes)
+            elif step.outcome is Outcome.CHANGE and not args.dry_run:
+                tell(f"{number} of {len(steps)}: VM {step.guest.vmid}")
+                try:
+                    apply(step, session.api(), session.files)
+                except UserError as error:
+                    failures[step.guest.vmid] = str(error)
     if args.json:
         say_json(_report(steps, failures, args))
     else:

@@ -88,7 +88,9 @@ class Demo:
         self.title("This machine")
         self.say(*text.machine(topology.read(Root())))
         try:
-            linux.files()
+            with output.progress() as tell:
+                tell("looking for the guests' kernel, or fetching it")
+                linux.files()
         except UserError as error:
             self.say(f"The guests only burn or sleep, as there is no kernel for them: {error}")
             self._kind = Kind.ROM

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pxsched.doctor.bundle import machine, settings, state, vms
 from pxsched.doctor.finding import Finding, Subject
@@ -16,11 +16,16 @@ from pxsched.errors import UserError
 from pxsched.root import Root
 
 
-def write(root: Root, path: str, findings: list[Finding]) -> int:
-    """Writes the bundle, readable by its owner only; returns the number of files in it. Raises UserError when
-    it cannot be written.
+def write(
+    root: Root, path: str, findings: list[Finding], tell: Callable[[str], None] = lambda _line: None
+) -> int:
+    """Writes the bundle, readable by its owner only; returns the number of files in it. tell: is given each
+    one's name. Raises UserError when it cannot be written.
     """
-    contents = dict(_contents(root, findings))
+    contents: dict[str, str] = {}
+    for name, text in _contents(root, findings):
+        tell(f"{len(contents)} files: {name}")
+        contents[name] = text
     try:
         descriptor = os.open(
             path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
