@@ -16,7 +16,7 @@ from pxsched.guest.process import RUN_DIR
 from pxsched.ledger import file as ledgers
 from pxsched.lock import Locked
 from pxsched.monitor import passes
-from pxsched.node import settle
+from pxsched.node import settle, trial
 from pxsched.node import sighting as nodes
 from pxsched.node.balancing import Balancer, Result
 from pxsched.node.observing import Observer
@@ -102,6 +102,7 @@ class Session:
         self._sightings = self._seen.look(ledger)
         self._observer.look(ledger, self._sightings)  # before anybody is placed
         settled = settle.settle(node, self._sightings, everybody=True)
+        trial.tidy(self._root)
         self._balancer.look(self._sightings)
         _keep_house(node)
         _keep_shapes(node)

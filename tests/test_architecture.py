@@ -20,7 +20,7 @@ FLOORS = (
     "lock state",
     "host",
     "settings guest",
-    "placement balance shape",
+    "placement balance shape proof",
     "knobs",
     "ledger",
     "plugins",
@@ -83,7 +83,7 @@ def test_imports_point_downwards(module):
         assert FLOOR_OF[room(other)] < FLOOR_OF[room(module)], f"{module} imports {other}"
 
 
-PURE = ("placement", "balance", "shape", "plugins")
+PURE = ("placement", "balance", "shape", "proof", "plugins")
 SYSTEM = {"os", "socket", "subprocess", "time", "fcntl", "shutil", "pathlib", "psutil", "pyroute2"}
 
 

@@ -5,7 +5,7 @@ vfio_pci_intrs.c for the names of a passed-through device's vectors.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import takewhile
 
 from pxsched.host.devices import PCI_DIR, Device
@@ -191,3 +191,12 @@ def _read(root: Root, number: int, names: tuple[str, ...], device: str, index: i
     affinity = root.read(f"{directory}/smp_affinity_list") or ""
     effective = root.read(f"{directory}/effective_affinity_list") or ""
     return Interrupt(number, names, device, index, affinity, effective)
+
+
+def served(root: Root, cpus: Collection[int]) -> int | None:
+    """How many device interrupts these CPUs have served since the machine began; None where none says so."""
+    table = parse(root.read(TABLE) or "")
+    places = [place for place, cpu in enumerate(table.cpus) if cpu in cpus]
+    if not places:
+        return None
+    return sum(row.counts[place] for row in table.rows for place in places if place < len(row.counts))

@@ -172,3 +172,11 @@ def _contiguous_mib(root: Root) -> dict[int, int]:
             large = sum(size * count for size, count in sizes if size >= 2 << 20)
             total[int(match[1])] = total.get(int(match[1]), 0) + large
     return {node: size // 2**20 for node, size in total.items()}
+
+
+def events(root: Root) -> Mapping[str, int]:
+    """What the kernel has counted since it began (/proc/vmstat), such as pages it moved, by its names."""
+    return {
+        name: int(count)
+        for name, count in re.findall(r"^(\w+) (\d{1,20})$", root.read("proc/vmstat") or "", re.M)
+    }

@@ -29,6 +29,13 @@ class State(StrEnum):
     RUNNING = "running"
 
 
+class Aside(Value):
+    """Where a VM was before a proof moved it for a while, and what that place was computed from."""
+
+    placement: Placement
+    signature: str
+
+
 class Claim(Value):
     """What one VM holds. placement: where it belongs. process: its QEMU, None while it starts.
 
@@ -39,6 +46,7 @@ class Claim(Value):
     memory_mib: its configured size.
     since_ns: boot time of the claim. load: measured demand in CPUs, None before it was measured.
     balloon_mib: what its guest was told to keep, None when nothing.
+    aside: what it gets back when a proof is over.
     """
 
     placement: Placement
@@ -55,6 +63,7 @@ class Claim(Value):
     since_ns: int = 0
     load: float | None = None
     balloon_mib: int | None = None
+    aside: Aside | None = None
 
     @property
     def vmid(self) -> int:
@@ -115,7 +124,7 @@ def encode(claim: Claim) -> str:
         claim.memory_mib,
         cpulist.format(placement.nodes) or _NONE,
     )
-    rest = {
+    rest: dict[str, Any] = {
         "emulator": cpulist.format(placement.emulator),
         "why": placement.why,
         "policy": _policy_out(claim.policy),
@@ -128,6 +137,8 @@ def encode(claim: Claim) -> str:
         "since_ns": claim.since_ns,
         "balloon_mib": claim.balloon_mib,
     }
+    if claim.aside is not None:
+        rest["aside"] = [placement_out(claim.aside.placement), claim.aside.signature]
     return f"{' '.join(map(str, brief))}\t{json.dumps(rest, separators=(',', ':'))}"
 
 
@@ -191,9 +202,42 @@ def decode(vmid: int, text: str) -> Claim:
             since_ns=stored.integer(body["since_ns"]),
             load=held.load,
             balloon_mib=stored.maybe(stored.integer, body["balloon_mib"]),
+            aside=stored.maybe(lambda value: _aside_in(vmid, value), body.get("aside")),
         )
     except (LookupError, ValueError, UserError) as error:
         raise Damaged(f"claim of VM {vmid}: {str(error)[:60]}") from error
+
+
+def placement_out(placement: Placement) -> list[Any]:
+    """A placement as JSON has it, without the VM's number."""
+    return [
+        placement.vm_class.value,
+        _packed([cpulist.format(cpus) for cpus in placement.vcpus]),
+        cpulist.format(placement.emulator),
+        cpulist.format(placement.nodes) or _NONE,
+        list(placement.why),
+    ]
+
+
+def placement_in(vmid: int, body: object) -> Placement:
+    """The placement again. Raises Damaged."""
+    vm_class, vcpus, emulator, nodes, why = stored.items(body, 5)
+    try:
+        return Placement(
+            vmid,
+            _CLASSES[stored.text(vm_class)],
+            _unpacked(stored.text(vcpus)),
+            cpulist.parse(stored.text(emulator)),
+            _nodes(stored.text(nodes)),
+            tuple(stored.text(line) for line in stored.listed(why)),
+        )
+    except (LookupError, ValueError, UserError) as error:
+        raise Damaged(f"placement of VM {vmid}: {str(error)[:60]}") from error
+
+
+def _aside_in(vmid: int, body: object) -> Aside:
+    placement, signature = stored.pair(body)
+    return Aside(placement_in(vmid, placement), stored.text(signature))
 
 
 def _packed(lists: list[str]) -> str:

@@ -330,5 +330,5 @@ def _move(held: Ledger, seen: Ledger, node: Node, move: cpu.Move) -> bool:
         vcpus[move.vcpu] = move.after
         moved = replace(placement, vcpus=tuple(vcpus), why=(move.why, *placement.why[:3]))
         moved = replace(moved, nodes=node.topology.nodes_of(moved.cpus) or placement.nodes)
-    held.claims[move.vmid] = replace(now, placement=moved)
+    held.claims[move.vmid] = replace(now, placement=moved, aside=None)
     return True

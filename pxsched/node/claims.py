@@ -16,7 +16,9 @@ from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim, State, dedicated
 from pxsched.ledger.file import Ledger
 from pxsched.node import fences
+from pxsched.node import trial as trials
 from pxsched.node.sighting import Node, Sighting
+from pxsched.node.trial import Trial
 from pxsched.placement.request import Holding, Placement, Refused, Request, VmClass
 from pxsched.root import Root
 from pxsched.settings.policy import Policy, Wish
@@ -31,7 +33,8 @@ LONGEST_START_NS = 3600 * 10**9
 
 class Changes:
     """What one update did. placed: VMIDs with a new placement; dropped: those that lost theirs; why: the
-    reason, where they have not simply ended; refused: the reason by VMID.
+    reason, where they have not simply ended; refused: the reason by VMID. called_off: the VM whose trial ends
+    here, as others look for a place.
     """
 
     def __init__(self) -> None:
@@ -39,6 +42,7 @@ class Changes:
         self.dropped: list[int] = []
         self.why: dict[int, str] = {}
         self.refused: dict[int, str] = {}
+        self.called_off: int | None = None
 
 
 def vm_class(machine: Machine, policy: Policy, vcpus: int) -> VmClass:
@@ -143,20 +147,59 @@ def update(
             wish = replace(wish, fence=fence.cpus, fence_name=fence.name)
         wishes.append((wish, sighting, policy))
     wishes.sort(key=lambda wish: (_ORDER[wish[0].vm_class], wish[0].vmid not in ledger.claims, wish[0].vmid))
+    trial = trials.load(node.root)
+    if trial is not None:
+        newcomers = (wish.vm_class for wish, _, _ in wishes if wish.vmid not in ledger.claims)
+        if trials.yields(trial, ledger, newcomers):
+            ledger.claims[trial.vmid] = trials.back(ledger.claims[trial.vmid])
+            changes.called_off, trial = trial.vmid, None
+    # Whoever is on trial comes first: by its place others know what they may have.
+    wishes.sort(key=lambda wish: trial is None or wish[0].vmid != trial.vmid)
     taken: frozenset[int] | None = None
     around = _Around(node, {*ledger.claims, *(wish.vmid for wish, _, _ in wishes)})
     for wish, sighting, policy in wishes:
+        if _try(node, ledger, wish.vmid, policy, trial, changes):
+            continue
         # Shared VMs come last: by now everyone has who gets CPUs of his own.
         if taken is None and wish.vm_class is VmClass.SHARED:
             taken = dedicated(ledger.felt().values())
         try:
+            before = ledger.claims.get(wish.vmid)
             if _claim(around, ledger, wish, sighting, policy, taken or frozenset()):
                 changes.placed.append(wish.vmid)
+                claim = ledger.claims[wish.vmid]
+                if trial is not None and before is not None and before.signature == claim.signature:
+                    ledger.claims[wish.vmid] = trials.made_room(claim, before)
         except Refused as refusal:
             changes.refused[wish.vmid] = str(refusal)
             if wish.vmid in ledger.claims:
                 _drop(ledger, wish.vmid, changes, str(refusal))
     return changes
+
+
+def _try(
+    node: Node, ledger: Ledger, vmid: int, policy: Policy, trial: Trial | None, changes: Changes
+) -> bool:
+    """Has a VM on trial where its block wants it, and says so. One that is no longer gets back what it had,
+    as far as that is free, and so do those that made room.
+    """
+    before = ledger.claims.get(vmid)
+    if before is None:
+        return False
+    if trial is not None and trial.vmid == vmid:
+        claim = trials.on_trial(trial, ledger, before, policy)
+        if claim is not None and claim.placement.cpus <= node.topology.online:
+            if claim.placement != before.placement:
+                changes.placed.append(vmid)
+            ledger.claims[vmid] = claim
+            return True
+    if before.aside is not None:
+        home = trials.back(before)
+        if _fits(node, home, trials.taken(ledger, home.placement)):
+            ledger.claims[vmid] = home
+        elif trial is None or trial.vmid == vmid:
+            ledger.claims[vmid] = replace(before, aside=None)
+    return False
 
 
 def _is_current(root: Root, before: Claim | None, sighting: Sighting) -> bool:
@@ -282,6 +325,7 @@ def _claim(
         load=claim.load,
         # Another process has another balloon.
         balloon_mib=claim.balloon_mib if claim.process == sighting.process else None,
+        aside=claim.aside if claim.process == sighting.process else None,
     )
     return moved
 

@@ -10,6 +10,7 @@ from pxsched.ledger.file import Ledger
 from pxsched.ledger.journal import NODE
 from pxsched.node import claims, turning, views
 from pxsched.node import sighting as nodes
+from pxsched.node import trial as trials
 from pxsched.node.claims import Changes
 from pxsched.node.reconcile import Report, reconcile
 from pxsched.node.sighting import Node, Sighting
@@ -121,6 +122,10 @@ def _turn(
         notes = [*ledger.warnings, *(note for sighting in seen.values() for note in sighting.notes)]
         held = {vmid: ledger.claims[vmid] for vmid in seen if vmid in ledger.claims}
         crowded = {vmid: ledger.claims[vmid].source for vmid in claims.displaced(ledger)}
+        if changes.called_off is not None:
+            trials.remove(node.root)
+            if changes.called_off not in seen and changes.called_off in ledger.claims:
+                crowded[changes.called_off] = ledger.claims[changes.called_off].source
         return Pass(changes, report, held, (*notes, *plan.notes), plan.restless), crowded
 
 
@@ -191,6 +196,7 @@ def restore_all(root: Root) -> Report:
     """
     deadline_s = time.monotonic() + RESTORE_S
     report = Report()
+    trials.remove(root)
     while True:
         with ledgers.locked(root) as ledger:
             ledger.claims.clear()
