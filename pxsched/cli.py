@@ -29,6 +29,7 @@ AREAS = {
     "simulate": "pxsched.commands.placing",
     "defrag": "pxsched.commands.placing",
     "shape": "pxsched.commands.shaping",
+    "prove": "pxsched.commands.proving",
     "report": "pxsched.commands.reporting",
     "top": "pxsched.commands.watching",
     "hook": "pxsched.commands.running",

@@ -101,6 +101,7 @@ class Session:
         ledger = ledgers.peek(self._root)
         self._sightings = self._seen.look(ledger)
         self._observer.look(ledger, self._sightings)  # before anybody is placed
+        _prove(node)
         settled = settle.settle(node, self._sightings, everybody=True)
         trial.tidy(self._root)
         self._balancer.look(self._sightings)
@@ -140,6 +141,19 @@ def _count(node: Node, settled: Pass, balanced: Result | None, when_s: tuple[flo
         textfile.publish(node.root, node.settings.node.textfile)
     except UserError as error:
         complain(str(error))
+
+
+def _prove(node: Node) -> None:
+    """A step of the quiet proofs, before the pass that turns what it wants."""
+    if node.settings.node.prove:
+        from pxsched.node import quiet
+
+        for line in quiet.step(node):
+            say(line)
+    elif node.root.exists("run/pxsched/quiet.json"):
+        from pxsched.node import quiet
+
+        quiet.leave(node.root)
 
 
 def _keep_shapes(node: Node) -> None:

@@ -177,10 +177,10 @@ def run_status(options: argparse.Namespace) -> int:
     if options.vm is not None and not claims and not entries:
         raise UserError(f"VM {options.vm} holds nothing", hint="is it running, and opted in?")
     states = {key: _now(options.root, key, entry) for key, entry in entries.items()}
-    from pxsched.node import balancing
+    from pxsched.node import balancing, proofs, trial
     from pxsched.node import exclusive as facts
     from pxsched.node import others as strangers
-    from pxsched.report import balance, exclusive, host, others, overview
+    from pxsched.report import balance, exclusive, host, others, overview, proof
     from pxsched.settings import files as settings
 
     last = balancing.last(options.root)
@@ -191,6 +191,8 @@ def run_status(options: argparse.Namespace) -> int:
     }
     untrue = _untrue(options.root, claims)
     seen = strangers.known(options.root, {*ledger.claims})
+    on = trial.load(options.root)
+    proven = [one for one in proofs.briefs(options.root) if options.vm in (None, one.vmid)]
     warnings = [*ledger.warnings, *settings.load(options.root).stale]
     strange = seen.others if options.vm is None else ()
     lines = overview.look(options.root, claims, strange, checked, balance.waiting(last))
@@ -210,6 +212,8 @@ def run_status(options: argparse.Namespace) -> int:
                 "last_pass": balance.document(last),
                 "host": plain(host.look(options.root)),
                 **others.document(seen),
+                "trial": None if on is None else {"vmid": on.vmid, "way": on.way},
+                "proofs": [{"vmid": one.vmid, "at": one.began_s, "sentence": one.sentence} for one in proven],
                 "warnings": warnings,
             }
         )
@@ -226,6 +230,7 @@ def run_status(options: argparse.Namespace) -> int:
     say(*exclusive.lines(checked.values()))
     say(*(f"VM {vmid}: {line}" for vmid, lines in untrue.items() for line in lines))
     say(*balance.lines(last, {claim.vmid for claim in claims}))
+    say(*proof.on_trial(on), *map(proof.brief, proven))
     if options.vm is None:
         say(*others.lines(seen))
     return Exit.DONE

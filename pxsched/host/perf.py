@@ -9,6 +9,7 @@ system call's number of arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/
 """
 
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -59,7 +60,7 @@ class Counters:
             except OSError as error:
                 for fd in files:
                     os.close(fd)
-                self.absent[event.name] = error.strerror or str(error)
+                self.absent[event.name] = _why(error)
             else:
                 self._files[event.name] = files
 
@@ -108,6 +109,13 @@ def between(before: Raw, after: Raw) -> dict[str, float]:
         else:
             found[name] = total
     return found
+
+
+def _why(error: OSError) -> str:
+    """Rule: perf_event_open(2), ENOENT and EOPNOTSUPP for an event that the processor lacks."""
+    if error.errno in (errno.ENOENT, errno.EOPNOTSUPP):
+        return "this machine has no such counter"
+    return error.strerror or str(error)
 
 
 def _open(event: Event, tid: int) -> int:

@@ -14,6 +14,8 @@ from pxsched.monitor.passes import Passes
 from pxsched.monitor.runs import Run
 from pxsched.node.exclusive import Exclusive, Kind
 from pxsched.output import printable
+from pxsched.proof.figure import BY_NAME
+from pxsched.proof.result import Brief
 from pxsched.value import NOTHING, Value
 from pxsched.version import VERSION
 
@@ -28,6 +30,7 @@ class Facts(Value):
     """What the metrics are made of. entries: the journal. exclusive: who may run on dedicated CPUs.
 
     By VMID: runs; refused: starts; contention: 0 to 1, as last measured; balloons_mib: left to each guest.
+    proofs: what was measured of VMs.
     """
 
     claims: Collection[Claim] = ()
@@ -38,6 +41,7 @@ class Facts(Value):
     refused: Mapping[int, int] = NOTHING
     contention: Mapping[int, float] = NOTHING
     balloons_mib: Mapping[int, float] = NOTHING
+    proofs: Collection[Brief] = ()
 
 
 def render(facts: Facts) -> str:
@@ -64,6 +68,18 @@ class _Collector:
         yield from _vms(facts)
         yield from _knobs(facts.entries)
         yield from _passes(facts.passes)
+        yield _gauge(
+            "pxsched_proof_difference_ratio",
+            "What a way to run the VM made of the figure that decides",
+            (((proof.vmid, one.way, one.base, one.figure, int(one.told)), one.difference / _scale(one.figure))
+             for proof in facts.proofs for one in proof.worth),
+            "vmid", "way", "base", "figure", "told",
+        )  # fmt: skip
+
+
+def _scale(figure: str) -> int:
+    """What makes a ratio of a figure's difference."""
+    return 1 if figure not in BY_NAME or BY_NAME[figure].relative else 100
 
 
 def _vms(facts: Facts) -> "Iterator[Metric]":

@@ -6,7 +6,7 @@ from pxsched.errors import UserError
 from pxsched.host import topology
 from pxsched.ledger import file as ledgers
 from pxsched.monitor import families, passes, refusals, runs
-from pxsched.node import balancing, exclusive
+from pxsched.node import balancing, exclusive, proofs
 from pxsched.root import Root
 
 NAME = "pxsched.prom"
@@ -26,6 +26,7 @@ def text(root: Root) -> str:
             refusals.load(root),
             {vmid: standing[3] for vmid, standing in last.standings.items()},
             last.balloons_mib,
+            proofs.briefs(root),
         )
     )
 

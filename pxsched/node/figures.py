@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from pxsched.guest import agent
+from pxsched.guest import agent as agents
 from pxsched.guest.agent import Times
 from pxsched.guest.process import Process
 from pxsched.guest.qmp import QmpError
@@ -107,16 +107,23 @@ def far_percent(by_node: Mapping[int, int] | None, cpus: frozenset[int], topolog
 
 class Reader:
     """Reads one VM. tids: of its vCPUs. counters: whether performance counters are opened; they stay so until
-    `close`. absent: what cannot be read, and why.
+    `close`. agent: whether the guest's is asked. absent: what cannot be read, and why.
     """
 
     def __init__(
-        self, root: Root, vmid: int, process: Process, tids: Sequence[int], *, counters: bool = True
+        self,
+        root: Root,
+        vmid: int,
+        process: Process,
+        tids: Sequence[int],
+        *,
+        counters: bool = True,
+        agent: bool = True,
     ) -> None:
         self._root, self._vmid, self._process, self._tids = root, vmid, process, tuple(tids)
         self._counters = perf.Counters(self._tids) if counters and root.live else None
         self.absent: dict[str, str] = dict(self._counters.absent) if self._counters else {}
-        self._asks = root.live
+        self._asks = agent and root.live
 
     def close(self) -> None:
         if self._counters is not None:
@@ -151,7 +158,7 @@ class Reader:
         if not self._asks:
             return None
         try:
-            return agent.times(self._root, self._vmid)
+            return agents.times(self._root, self._vmid)
         except QmpError as error:
             self.absent["steal"] = f"the guest's agent: {error}"
             self._asks = False

@@ -47,7 +47,7 @@ FIGURES = (
     Figure("preempted", "involuntary switches", "/s", Better.LESS),
     Figure("migrations", "moves between CPUs", "/s", Better.LESS),
     Figure("steal", "steal as the guest sees it", "%", Better.LESS),
-    Figure("interrupts", "interrupts on its CPUs", "/s", Better.NEITHER),
+    Figure("interrupts", "interrupts on each CPU of its place", "/s", Better.NEITHER),
     Figure("far_memory", "memory on other nodes than its CPUs", "%", Better.LESS),
     Figure("moved_pages", "pages moved between nodes (whole machine)", "/s", Better.LESS),
     Figure("remote_pages", "pages allocated from remote nodes (whole machine)", "/s", Better.LESS),

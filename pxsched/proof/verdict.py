@@ -55,12 +55,16 @@ class Verdict(Value):
     sentence: str
 
 
-def judge(blocks: Sequence[Block], ways: Sequence[str]) -> Verdict:
-    """What these blocks say of these ways, two or more."""
+def judge(blocks: Sequence[Block], ways: Sequence[str], *, every: bool = True) -> Verdict:
+    """What these blocks say of these ways, two or more. every: compare all figures, not only the one that
+    decides, which takes many times as long.
+    """
     rounds = whole_rounds(blocks, ways)
     inside = [block for found in rounds for block in found]
     known = figures.common(inside)
     deciding = figures.deciding(known)
+    if not every:
+        known = [] if deciding is None else [deciding]
     pairs = list(combinations(ways, 2))
     comparisons = tuple(
         _compare(figure, way, base, rounds, len(pairs)) for base, way in pairs for figure in known
@@ -108,7 +112,7 @@ def _mean(figure: Figure, way: str, blocks: Sequence[Block]) -> float:
 
 
 def _part(logarithm: float) -> float:
-    return math.expm1(min(logarithm, 700.0))
+    return logarithm if math.isinf(logarithm) else math.expm1(min(logarithm, 700.0))
 
 
 def _too_few(rounds: int, ways: int) -> str:

@@ -297,6 +297,11 @@ class NodeSettings(Settings):
     textfile: str = _setting(
         "", _DIRECTORY, "node_exporter's textfile directory, for metrics after each pass; empty: none"
     )
+    prove: bool = _setting(
+        False,
+        _BOOL,
+        "let the timer compare, one VM at a time and a round of four blocks an hour, what its place is worth",
+    )
 
 
 def key_of(name: str) -> str:

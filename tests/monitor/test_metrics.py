@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pxsched import cli
 from pxsched.errors import UserError
+from pxsched.guest.identity import Identity
 from pxsched.ledger.claim import Claim, State
 from pxsched.ledger.journal import Entry
 from pxsched.monitor import families, textfile
@@ -17,6 +18,7 @@ from pxsched.monitor.passes import Passes
 from pxsched.monitor.runs import Run, Time
 from pxsched.node.exclusive import Exclusive, Kind, Sharer
 from pxsched.placement.request import Placement, VmClass
+from pxsched.proof.result import Brief, Worth
 from pxsched.settings.policy import NodeSettings
 from pxsched.version import VERSION
 
@@ -39,7 +41,9 @@ FACTS = Facts(
     {103: 2},
     {100: 0.25, 99: 0.5},
     {100: 640.0},
-)
+    (Brief(100, Identity(), 1e9, "", (Worth("home", "stock", "instructions", 0.07, True),
+                                      Worth("home", "stock", "waiting", -5.0, False))),),
+)  # fmt: skip
 
 
 def samples(facts: Facts) -> dict[str, float]:
@@ -66,6 +70,8 @@ def test_every_fact_is_a_sample():
         "pxsched_vm_balloon_bytes{vmid=100}": 640 << 20,
         "pxsched_vm_balloon_target_bytes{vmid=100}": 512 << 20,
         "pxsched_vm_starts_refused_total{vmid=103}": 2,
+        "pxsched_proof_difference_ratio{base=stock,figure=instructions,told=1,vmid=100,way=home}": 0.07,
+        "pxsched_proof_difference_ratio{base=stock,figure=waiting,told=0,vmid=100,way=home}": -0.05,
         "pxsched_knobs{plugin=interrupts}": 1,
         "pxsched_knobs{plugin=vcpu}": 1,
         "pxsched_knobs_refused{plugin=interrupts}": 1,
