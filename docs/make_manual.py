@@ -48,6 +48,11 @@ settings of the cluster and of this node
 .I /etc/pxsched/hooks.d/
 executables that run for every VM that is opted in, with the arguments Proxmox gives a hookscript
 .TP
+.I /var/lib/pxsched/proofs/
+what
+.B pxsched prove
+has found, a file for each VM
+.TP
 .I settings.md
 recipes, and how the files of settings go together: in
 .I /usr/share/doc/pxsched

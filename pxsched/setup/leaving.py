@@ -12,6 +12,7 @@ from pxsched.errors import UserError
 from pxsched.guest.hookscript import SCRIPT_NAME, is_ours
 from pxsched.host.name import name_of
 from pxsched.monitor import textfile
+from pxsched.node import proofs
 from pxsched.node.sighting import config_path
 from pxsched.optin import naming, rules
 from pxsched.optin.apply import apply
@@ -140,6 +141,7 @@ def decide(
         PutBack(must=not packaged),
         *chosen,
         RemoveState("run/pxsched"),
+        *([RemoveState(proofs.DIR)] if root.exists(proofs.DIR) and not packaged else []),
         Remove(publish.file_of(name_of(root)), must=False),  # what the other nodes know of this one
         *map(Remove, _metrics(root)),
         *map(Remove, listed.files),
