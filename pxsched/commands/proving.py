@@ -3,7 +3,6 @@
 import argparse
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -12,7 +11,7 @@ from pxsched.arguments import add, print_json, vmid
 from pxsched.errors import Exit, UserError
 from pxsched.ledger.claim import EXCLUSIVE
 from pxsched.node import proofs, proving, ways
-from pxsched.output import say
+from pxsched.output import progress, say
 from pxsched.proof import way as kinds
 from pxsched.proof.block import Block
 from pxsched.proof.result import Result
@@ -86,8 +85,8 @@ def run(options: argparse.Namespace) -> int:
     measure = proving.Measure(options.measure, less=options.less) if options.measure else None
     signal.signal(signal.SIGTERM, _interrupted)
     signal.signal(signal.SIGHUP, _interrupted)
-    with proving.alone(root):
-        result = proving.run(root, vm, planned, times, measure=measure, tell=_teller(options, times))
+    with proving.alone(root), progress() as tell:
+        result = proving.run(root, vm, planned, times, measure=measure, tell=_teller(tell, times))
         if options.keep:
             result = _keep(root, result)
     _tell(options, [result])
@@ -114,13 +113,12 @@ def _lasting(lasts_s: float) -> str:
     return f"{lasts_s / 60:.3g} min" if lasts_s >= 120 else f"{lasts_s:.3g} s"
 
 
-def _teller(options: argparse.Namespace, times: Schedule) -> Callable[[Block, int], None]:
-    def tell(block: Block, number: int) -> None:
-        if not options.json and sys.stdout.isatty():
-            left_s = times.lasts_s * (1 - number / times.blocks)
-            say(f"  block {number} of {times.blocks} ({block.way}), {_lasting(left_s)} to go")
+def _teller(tell: Callable[[str], None], times: Schedule) -> Callable[[Block, int], None]:
+    def told(block: Block, number: int) -> None:
+        left_s = times.lasts_s * (1 - number / times.blocks)
+        tell(f"block {number} of {times.blocks} was {block.way}, {_lasting(left_s)} to go")
 
-    return tell
+    return told
 
 
 def _keep(root: Root, result: Result) -> Result:

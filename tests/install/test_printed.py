@@ -28,7 +28,8 @@ NOT_HERE = {
     "systemctl stop pxsched.timer": "needs systemd; the timer is not running here to begin with",
     "pxsched sandbox demo": "tests/sandbox/test_demo.py runs it, ./install.sh --demo here",
 }  # fmt: skip
-ENDLESS = {"pxsched top", "pxsched top --period 0.5", "pxsched watch --period 1"}
+ENDLESS = {"pxsched top", "pxsched top --period 0.5", "pxsched watch --period 1", "pxsched prove 100",
+           "pxsched prove 100 --measure 'cat /run/queries-per-second' --keep"}  # fmt: skip
 SHELL = ["qm create 100 --cores 2", "pxsched enable 100", "qm start 100", "pxsched status"]
 """What README says to type in the stand-in node's shell."""
 ON_A_NODE = {
@@ -42,6 +43,8 @@ REFUSED = {
     "pxsched cluster fit --vcpus 16 --memory 65536 --class dedicated": "fits on none",
     "pxsched cluster fit 100 --nodes pve1,pve2": "there is no node 'pve1'",
     "pxsched cluster plan --drain pve2": "there is no node 'pve2'",
+    "pxsched prove 100 --between stock home dedicated": "pins it already",
+    "pxsched prove 100 --between stock home dedicated --for 30m": "pins it already",
 }
 """What may be refused with exit code 1 where the stand-in node is as it is, and what is said then."""
 BEFORE = {
@@ -51,6 +54,10 @@ BEFORE = {
     "pxsched status 100": "pxsched enable 100 --now",
     "pxsched status 100 --json": "pxsched enable 100 --now",
     "pxsched hook 100 post-start": "pxsched enable 100",
+    "pxsched prove 100": "pxsched enable 100 --now",
+    "pxsched prove 100 --between stock home dedicated": "pxsched enable 100 --now",
+    "pxsched prove 100 --between stock home dedicated --for 30m": "pxsched enable 100 --now",
+    "pxsched prove 100 --measure 'cat /run/queries-per-second' --keep": "pxsched enable 100 --now",
 }
 
 
