@@ -60,7 +60,10 @@ def _guarded(root: Root, vmid: int, phase: str, environ: Mapping[str, str]) -> i
         say(str(error))
     except Exception as error:  # noqa: BLE001 - the entry point of the hook
         say(f"unexpected {type(error).__name__}: {error}")
-    return Exit.REFUSED if phase == "pre-start" and _strict(root, vmid, environ) else Exit.DONE
+    if phase != "pre-start" or not _strict(root, vmid, environ):
+        return Exit.DONE
+    _stays(vmid, environ.get("PVE_MIGRATED_FROM", ""))
+    return Exit.REFUSED
 
 
 def run(root: Root, vmid: int, phase: str, environ: Mapping[str, str]) -> int:
@@ -124,9 +127,16 @@ def _refuse(node: Node, sighting: Sighting, phase: str, reason: str) -> int:
 
         refusals.count(node.root, vmid)
         say(f"VM {vmid} is refused, as its policy is strict: {reason}")
+        _stays(vmid, sighting.source)
         return Exit.REFUSED
     say(f"VM {vmid} runs unplaced: {reason}")
     return Exit.DONE
+
+
+def _stays(vmid: int, source: str) -> None:
+    """What a refusal means to a VM that was to come from another node: Proxmox ends the migration."""
+    if source:
+        say(f"the migration ends here: VM {vmid} runs on, on node {source}")
 
 
 def _policy(node: Node, sighting: Sighting) -> Policy:

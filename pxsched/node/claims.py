@@ -66,6 +66,8 @@ def request(
     more than the configuration says, QEMU is right.
     """
     vcpus = max(machine.vcpus, running_vcpus)
+    if policy.pins:
+        machine = replace(machine, affinity=cpulist.parse_ordered(policy.pins))
     wanted = vm_class(machine, policy, vcpus)
     sockets = machine.smp.sockets if machine.smp else machine.sockets
     per_socket = machine.smp.per_socket if machine.smp else machine.cores
@@ -78,6 +80,7 @@ def request(
         memory_mib=machine.memory_mib,
         vm_class=wanted,
         affinity=machine.affinity,
+        affinity_name="pins" if policy.pins else "affinity",
         sockets=sockets,
         cores=max(per_socket, -(-vcpus // sockets)),
         smt=policy.smt,

@@ -50,7 +50,11 @@ def _limit(request: Request) -> str:
     """Which list of the admin's narrows the choice."""
     limits = [
         f"{name} {cpulist.format(value)}"
-        for name, value in (("cpus", request.cpus), ("nodes", request.nodes), ("affinity", request.affinity))
+        for name, value in (
+            ("cpus", request.cpus),
+            ("nodes", request.nodes),
+            (request.affinity_name, request.affinity),
+        )
         if value
     ]
     policy = f" (policy: {', '.join(limits)})" if limits else ", housekeeping and isolated CPUs left out"

@@ -43,7 +43,7 @@ class Placement(Value):
 class Request(Value):
     """What one VM wants.
 
-    affinity: the admin's list in written order; empty when unset.
+    affinity: the admin's list in written order; empty when unset. affinity_name: where he wrote it.
     sockets, cores: the guest's topology, sockets x cores >= vcpus.
     device_nodes: NUMA nodes of its passed-through devices.
     hugepage_mib: size of the huge pages that back it; None for ordinary memory.
@@ -59,6 +59,7 @@ class Request(Value):
     memory_mib: int
     vm_class: VmClass
     affinity: tuple[int, ...] = ()
+    affinity_name: str = "affinity"
     sockets: int = 1
     cores: int = 1
     smt: Smt = Smt.PREFER

@@ -136,15 +136,24 @@ def _integer(low: int, high: int) -> Check:
     return Check(parse, f"whole number from {low} to {high}")
 
 
-def _parse_list(value: object) -> str:
+def _list(value: object) -> tuple[int, ...]:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is no CPU list such as '0-3,8'")
     try:
-        return cpulist.format(cpulist.parse(value))
+        return cpulist.parse_ordered(value)
     except UserError as error:
         raise ValueError(error.message) from error
 
 
+def _parse_list(value: object) -> str:
+    return cpulist.format(_list(value))
+
+
+def _parse_ordered(value: object) -> str:
+    return cpulist.format_ordered(_list(value))
+
+
+_PINS = Check(_parse_ordered, 'CPUs in the order of the vCPUs, such as `"3,2,8-9"`')
 _CPUS = Check(_parse_list, 'CPUs, such as `"0-3,8"`')
 _NODES = Check(_parse_list, 'NUMA nodes, such as `"0-1"`')
 
@@ -212,6 +221,9 @@ class Policy(Settings):
     )
     prefer: Prefer = _setting(Prefer.ANY, _choice(Prefer), "kind of CPU that comes first")
     cpus: str = _setting("", _CPUS, "only these CPUs may be chosen; empty: all")
+    pins: str = _setting(
+        "", _PINS, "what counts instead of `affinity`: in `[node.NAME.vm.VMID]` for one node's CPU numbers"
+    )
     nodes: str = _setting("", _NODES, "only these NUMA nodes may be chosen; empty: all")
     strict: bool = _setting(False, _BOOL, "refuse to start when the VM cannot be placed as wished")
     memory: MemoryMode = _setting(MemoryMode.PREFER, _choice(MemoryMode), "how memory follows the vCPUs")

@@ -182,3 +182,27 @@ def test_cpus_listed_for_housekeeping_are_kept_from_shared_vms(host):
     host.settings('[node]\nhousekeeping = "0"\n')
     host.started(100, cores=1)
     assert host.masks(100) == ["1"]
+
+
+def far_away(host, vmid: int) -> None:
+    """The VM is on another node, as it is while a migration from there begins."""
+    nodes = Path(host.sandbox.root, "etc/pve/nodes")
+    (nodes / "far/qemu-server").mkdir(parents=True)
+    (nodes / f"sandbox/qemu-server/{vmid}.conf").rename(nodes / f"far/qemu-server/{vmid}.conf")
+
+
+def test_a_migration_that_cannot_be_placed_is_refused_in_words_that_belong_to_it(host):
+    host.settings('[vm.100]\nclass = "dedicated"\nstrict = true\n')
+    far_away(host, host.create(100, cores=8))
+    done = host.sandbox.qm("start", 100, migratedfrom="far", check=False)
+    assert done.code != 0 and not Path(host.sandbox.root, "run/qemu-server/100.pid").exists()
+    said = lines_of_ours(done.output)
+    assert said[-1] == "pxsched: the migration ends here: VM 100 runs on, on node far"
+    assert said[-2].startswith("pxsched: VM 100 is refused, as its policy is strict: needs 8 exclusive CPUs")
+
+
+def test_a_migrated_vm_gets_the_pins_of_this_node(host):
+    host.settings('[node.sandbox.vm.100]\npins = "1,0"\n[node.far.vm.100]\npins = "0,1"\n')
+    far_away(host, host.create(100, cores=2))
+    host.start(100, migratedfrom="far")
+    assert host.masks(100) == ["1", "0"]

@@ -185,3 +185,18 @@ def test_a_vm_gets_the_class_that_its_affinity_and_policy_say():
         ((0, 1), 2, VmClass.PINNED), ((0, 1), 1, VmClass.CONSTRAINED), ((), 1, VmClass.SHARED),
     ):  # fmt: skip
         assert claims.vm_class(Machine(affinity=affinity), Policy(), vcpus) is vm_class
+
+
+def test_pins_count_instead_of_affinity_and_are_told_by_their_name(small):
+    """`affinity` goes with a VM to nodes where its numbers mean other CPUs."""
+    small.vm(100, "cores: 2\naffinity: 0,6\n")
+    small.settings('[node.pve1.vm.100]\npins = "4,3"\n[node.pve2.vm.100]\npins = "1,2"\n')
+    plan = small.plan(100)
+    assert plan["class"] == "pinned" and small.cpus(100) == ["4", "3"]
+    assert plan["why"][0] == "pins pins vCPUs 0-1 to 4,3, in this order"
+
+
+def test_pins_that_are_fewer_or_more_than_the_vcpus_are_a_set(small):
+    small.vm(100, "cores: 4\n")
+    small.settings('[vm.100]\npins = "4,3"\n')
+    assert small.plan(100)["class"] == "constrained" and small.cpus(100) == ["3-4"] * 4
