@@ -13,32 +13,32 @@ from pxsched.placement.request import Holding, Host, Placement, Refused, Request
 
 def place_pinned(host: Host, holdings: Sequence[Holding], request: Request) -> Placement:
     """vCPU i on entry i of the list. Raises Refused when the list does not fit the VM or the machine."""
-    pins, said = request.affinity, request.affinity_name
+    pins, where = request.affinity, request.affinity_name
     if len(pins) != request.vcpus:
         raise Refused(
-            f"{said} lists {len(pins)} CPUs for {request.vcpus} vCPUs",
+            f"{where} lists {len(pins)} CPUs for {request.vcpus} vCPUs",
             hint="a pinned VM needs one entry for each vCPU",
         )
     gone = set(pins) - host.topology.online
     if gone:
         raise Refused(
-            f"{said} pins to {_cpus(gone)}, offline or absent on this machine",
+            f"{where} pins to {_cpus(gone)}, offline or absent on this machine",
             hint=f"online are {cpulist.format(host.topology.online)}",
         )
-    why = [f"{said} pins vCPUs 0-{request.vcpus - 1} to {cpulist.format_ordered(pins)}, in this order"]
+    why = [f"{where} pins vCPUs 0-{request.vcpus - 1} to {cpulist.format_ordered(pins)}, in this order"]
     if request.vcpus == 1:
-        why = [f"{said} pins the vCPU to CPU {pins[0]}"]
+        why = [f"{where} pins the vCPU to CPU {pins[0]}"]
     double = {cpu for cpu in pins if pins.count(cpu) > 1}
     if double:
-        why.append(f"warning: {said} lists {_cpus(double)} more than once; vCPUs will share them")
+        why.append(f"warning: {where} lists {_cpus(double)} more than once; vCPUs will share them")
     if request.fence is not None and not request.fence.issuperset(pins):
         outside = frozenset(pins) - request.fence
-        why.append(f"warning: {said} pins to {_cpus(outside)}, outside of {_fence(request)}")
+        why.append(f"warning: {where} pins to {_cpus(outside)}, outside of {_fence(request)}")
     own = frozenset(pins)
     why += _overlaps(host, holdings, request, own)
     vcpus = tuple(frozenset((cpu,)) for cpu in pins)
     machine = machine_of(host.topology)
-    why += bindings.warnings(machine, request, vcpus, f"{said} pins its vCPUs to")
+    why += bindings.warnings(machine, request, vcpus, f"{where} pins its vCPUs to")
     near, line = emulator(host, holdings, request, host.topology.nodes_of(own), own)
     return Placement(request.vmid, VmClass.PINNED, vcpus, near, _nodes(host, request, own), (*why, *line))
 
@@ -47,21 +47,21 @@ def place_constrained(host: Host, holdings: Sequence[Holding], request: Request)
     """Every vCPU on the whole list, or on what of it is beside its memory, or where its guest node or socket
     is. Raises Refused when none of its CPUs can be had.
     """
-    listed, said = frozenset(request.affinity), request.affinity_name
+    listed, where = frozenset(request.affinity), request.affinity_name
     online = listed & host.topology.online
     if not online:
         raise Refused(
-            f"{said} lists only CPUs that are offline or absent: {cpulist.format(listed)}",
+            f"{where} lists only CPUs that are offline or absent: {cpulist.format(listed)}",
             hint=f"online are {cpulist.format(host.topology.online)}",
         )
     cpus = online if request.fence is None else online & request.fence
     if not cpus:
-        raise Refused(f"{said} lists only CPUs outside of {_fence(request)}: {cpulist.format(online)}")
-    why = [f"{said} lets {request.vcpus} vCPUs float on {cpulist.format(cpus)}"]
+        raise Refused(f"{where} lists only CPUs outside of {_fence(request)}: {cpulist.format(online)}")
+    why = [f"{where} lets {request.vcpus} vCPUs float on {cpulist.format(cpus)}"]
     if listed != online:
-        why.append(f"warning: {said} lists {_cpus(listed - online)}, offline or absent; left out")
+        why.append(f"warning: {where} lists {_cpus(listed - online)}, offline or absent; left out")
     if online != cpus:
-        why.append(f"warning: {said} lists {_cpus(online - cpus)}, outside of {_fence(request)}; left out")
+        why.append(f"warning: {where} lists {_cpus(online - cpus)}, outside of {_fence(request)}; left out")
     if len(cpus) < request.vcpus:
         why.append(f"warning: {request.vcpus} vCPUs share {len(cpus)} CPUs")
     why += _overlaps(host, holdings, request, cpus)
@@ -70,7 +70,7 @@ def place_constrained(host: Host, holdings: Sequence[Holding], request: Request)
         machine,
         request,
         bindings.anchored(machine, request, (cpus,) * request.vcpus),
-        f"{said} keeps its vCPUs on",
+        f"{where} keeps its vCPUs on",
     )
     vcpus = tuple(bindings.anchored(machine, request, (cpus,) * request.vcpus))
     if request.guest_nodes or request.sockets > 1:

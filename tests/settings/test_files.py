@@ -80,7 +80,7 @@ def test_a_vms_own_settings_win_over_its_profile_and_that_over_the_defaults(etc)
 def test_every_setting_of_a_vm_can_be_written(etc):
     etc.node(
         '[defaults]\nclass = "shared"\nsmt = "isolate"\nprefer = "frequency"\ncpus = "4-7,0"\nnodes = "1"\n'
-        'strict = true\nmemory = "strict"\nfar_memory = "never"\n'
+        'pins = "3,2"\nstrict = true\nmemory = "strict"\nfar_memory = "never"\n'
         'compact = true\nvcpu = false\nemulator = "vm"\nvhost = "off"\n'
         'interrupts = false\ngovernor = "performance"\nenergy = "power"\nnic = false\nisolation = false\n'
         'fifo = 49\nhalt_poll_ns = 0\nresume_latency_us = 0\nfair = "off"\nshape = "off"\nballoon = false\n'
