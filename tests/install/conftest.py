@@ -160,12 +160,18 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     missing = [name for tool, name in BUILD_TOOLS.items() if not shutil.which(tool)]
     if missing:
         pytest.skip(f"needs {', '.join(missing)}")
-    place = tmp_path_factory.mktemp("build")
+    return build(tmp_path_factory.mktemp("build"))
+
+
+def build(place: Path, umask: int = 0o022, **environment: str) -> Path:
+    """The package of this checkout, whose files are as old as this very copy of them."""
     source = place / "pxsched"
-    shutil.copytree(CHECKOUT, source, symlinks=True, ignore=_what_git_does_not_know)
+    ignore, copy = _what_git_does_not_know, shutil.copy
+    shutil.copytree(CHECKOUT, source, symlinks=True, ignore=ignore, copy_function=copy)
     done = subprocess.run(
         ["dpkg-buildpackage", "-us", "-uc", "-b"],
         cwd=source, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600,
+        env={**os.environ, **environment}, umask=umask,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     [path] = place.glob("pxsched_*_all.deb")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import CHECKOUT
+from .conftest import CHECKOUT, build
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +48,11 @@ def test_it_holds_the_program_the_hookscript_the_units_and_the_manual(package):
     units = [path.name for path in (CHECKOUT / "hooks").glob("pxsched.*")]
     for unit in units:
         assert any(name.endswith(f"/systemd/system/{unit}") for name in names)
+
+
+def test_who_builds_it_elsewhere_and_later_gets_the_same_bytes(package, tmp_path):
+    again = build(tmp_path, umask=0o077, TZ="Asia/Tokyo", LC_ALL="C")
+    assert again.read_bytes() == package.read_bytes()
 
 
 def test_it_holds_no_tests_and_nothing_of_the_build(package):

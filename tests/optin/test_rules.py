@@ -114,3 +114,19 @@ def test_disabling_gives_the_balloon_back_unless_somebody_else_decided_meanwhile
     before = Entry(100, None, shares="2000")
     assert rules.disable(guest(hookscript=OURS, shares="0"), before).shares == "2000"
     assert rules.disable(guest(hookscript=OURS, shares="500"), before).shares is None
+
+
+def test_a_node_of_sixteen_vms_is_opted_in_with_one_call_to_proxmox_a_vm(node, pxsched, monkeypatch):
+    calls = []
+
+    class Recorder:
+        def call(self, method, path, params=None):
+            calls.append(path)
+            node.vm(int(path.split("/")[3]), "".join(f"{key}: {value}\n" for key, value in params.items()))
+
+    monkeypatch.setattr("pxsched.sandbox.stand_in.local_api", lambda _root: Recorder())
+    node.snippet("pxsched")
+    for vmid in range(100, 116):
+        node.vm(vmid)
+    assert pxsched(node.root, "enable", "--all")[0] == 0
+    assert sorted(calls) == [f"nodes/pve1/qemu/{vmid}/config" for vmid in range(100, 116)]
