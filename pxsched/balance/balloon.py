@@ -177,7 +177,8 @@ class Standing(Value):
 
     low_mib, high_mib: below the one it starves now, above the other it could give something up.
     lasting_mib: the upper bound for what it used of late: above it, it wastes.
-    least_mib: what it is never asked to go below. losing: it is short, and swaps or reads back what it lost.
+    least_mib: what it is never asked to go below. losing: it has less than it could use, and swaps or reads
+    back what it lost.
     """
 
     guest: Guest
@@ -201,7 +202,7 @@ class Standing(Value):
     @property
     def firm(self) -> bool:
         """Whether nothing is taken from it while the host can do without."""
-        return self.losing or bool(self.guest.kept)
+        return (self.losing and self.starving) or bool(self.guest.kept)
 
     @property
     def slack(self) -> float:

@@ -27,16 +27,16 @@ def wanting(
     *,
     lends: bool,
 ) -> list[tuple[Standing, float]]:
-    """Who is to grow, and by how much: who starves; and who stands out, where the host has it to spare and
-    is not under pressure itself (lends).
+    """Who is to grow, and by how much: who starves; and where the host is not under pressure itself (lends),
+    who is losing, and who stands out as far as the host has it to spare.
     """
     poor_below = fair.outlier_slack(standings, deviation)
     found = []
     for one in standings:
         growth = sizes[one.guest.vmid] - one.guest.actual_mib
-        poor = one.slack < poor_below and one.guest.actual_mib < one.high_mib
+        poor = (one.losing or one.slack < poor_below) and one.guest.actual_mib < one.high_mib
         least = _LEAST_MIB if one.starving else small(one.guest.actual_mib)
-        if growth > least and (one.starving or (poor and lends and growth < headroom)):
+        if growth > least and (one.starving or (poor and lends and (one.losing or growth < headroom))):
             found.append((one, growth))
     return found
 

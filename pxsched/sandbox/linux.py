@@ -14,7 +14,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -177,7 +177,7 @@ def _first_root(kernel: Kernel) -> bytes:
     members.append(_Member("init", stat.S_IFREG | 0o755, init.read_bytes()))
     members.extend(_Member(name, stat.S_IFREG | 0o755, text.encode()) for name, text in _SCRIPTS.items())
     members.append(_Member("pattern", stat.S_IFREG | 0o644, _pattern()))
-    modules = _with_dependencies(_module_files(kernel.modules))
+    modules = _with_dependencies(_module_files(kernel.modules), _MODULES)
     members.extend(
         _Member(f"modules/{name}.ko", stat.S_IFREG | 0o644, data) for name, data in modules.items()
     )
@@ -192,8 +192,8 @@ def _pattern() -> bytes:
     return b"".join(hashlib.sha256(b"%d" % number).digest() * 16 for number in range(_PATTERN_BYTES // 512))
 
 
-def _with_dependencies(available: dict[str, Path]) -> dict[str, bytes]:
-    """The modules we want, each after those it needs (which it names itself: modinfo's `depends`)."""
+def _with_dependencies(available: dict[str, Path], names: Iterable[str]) -> dict[str, bytes]:
+    """The modules of these names, each after those it needs (which it names itself: modinfo's `depends`)."""
     ordered: dict[str, bytes] = {}
 
     def add(name: str) -> None:
@@ -209,7 +209,7 @@ def _with_dependencies(available: dict[str, Path]) -> dict[str, bytes]:
                 add(other.replace("-", "_"))
         ordered[name] = data
 
-    for name in _MODULES:
+    for name in names:
         add(name)
     return ordered
 

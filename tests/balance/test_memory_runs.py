@@ -76,6 +76,18 @@ def test_who_never_had_enough_since_the_host_had_none_gets_what_another_frees():
     assert one[0].actual_mib < stopped - 60
 
 
+def test_a_guest_that_swaps_to_zram_early_gets_no_more_than_others_who_use_as_much():
+    kinds = [Kind.ZRAM, Kind.LINUX] * 2
+    guests = [small(100 + n, steady(1200), maximum_mib=4096, kind=kind) for n, kind in enumerate(kinds)]
+    host = run(guests, 512 + 4 * 1500, 10)
+    settled_gib, sizes = host.tally.traffic_gib, [guest.actual_mib for guest in host.guests]
+    for _ in range(60):
+        host.tick()
+    assert all(guest.early_mib > 1000 for guest in host.guests[::2])
+    assert max(sizes) - min(sizes) < 32
+    assert host.tally.traffic_gib == pytest.approx(settled_gib)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_idle_guests_are_never_driven_into_swap(seed):
     import random

@@ -49,17 +49,26 @@ def test_a_guest_that_faults_mapped_files_in_does_not_grow():
     assert actual < 2600
 
 
-def test_short_of_memory_and_writing_to_its_swap_it_gets_more_than_it_says():
-    quiet = active(1024, 200)
-    swapping = active(1024, 200, swapped_out_mib=50)
-    assert 100 not in told(quiet)
-    assert told(swapping)[100] > 1024
+def test_short_of_memory_and_writing_to_its_swap_it_gets_what_it_wrote_besides():
+    quiet = active(1024, 100)
+    swapping = active(1024, 100, swapped_out_mib=50)
+    assert told(swapping)[100] == told(quiet)[100] + 50
     assert swapping.standings[100].losing
+    assert told(active(1024, 100, swapped_out_mib=20_000)) == told(active(1024, 0))
+
+
+def test_writing_to_swap_while_it_does_not_starve_it_grows_by_as_much_and_gives_like_any_other():
+    early = active(1024, 200, swapped_out_mib=10)
+    assert early.standings[100].used_mib == 1024 - 200 + 10
+    assert not early.standings[100].starving
+    assert not early.standings[100].firm
+    assert told(early)[100] == early.standings[100].high_mib
+    assert told(active(1024, 310, swapped_out_mib=10)) == {}
 
 
 @pytest.mark.parametrize("counter", ["swapped_in_mib", "major_faults"])
 def test_reading_back_counts_only_where_it_starves_by_its_own_word_and_asks_for_no_more(counter):
-    enough = active(1024, 200, **{counter: BUSY[counter]})
+    enough = active(1024, 160, **{counter: BUSY[counter]})
     assert not enough.standings[100].losing
     assert 100 not in told(enough)
     starving = active(1024, 100, **{counter: BUSY[counter]})
@@ -68,10 +77,11 @@ def test_reading_back_counts_only_where_it_starves_by_its_own_word_and_asks_for_
 
 
 def test_who_is_short_and_swaps_gives_nothing_until_the_host_itself_is_about_to_kill():
-    writing = {"swapped_out_mib": 50.0}
-    guests = [seen(100, actual=2048, stats=Stats(2048, 290)), seen(101, actual=512, used=505)]
+    short = {"actual": 2048, "high": 4096}
+    guests = [seen(100, stats=Stats(2048, 140), **short), seen(101, actual=512, used=505)]
     before = decide(guests, now_s=990).state
-    now = [seen(100, actual=2048, stats=Stats(2048, 290, **writing)), seen(101, actual=512, used=505)]
+    assert told(decide(guests, available=400, state=before, now_s=1000))[100] < 2048
+    now = [seen(100, stats=Stats(2048, 140, swapped_out_mib=50.0), **short), guests[1]]
     assert 100 not in told(decide(now, available=400, state=before, now_s=1000))
     firm = seen(100, actual=2048, stats=Stats(2048, 290), kept="it is being backed up")
     assert 100 not in told(decide([firm, guests[1]], available=400))

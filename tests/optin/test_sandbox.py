@@ -207,3 +207,38 @@ def test_taking_the_balloon_over_later_keeps_the_chained_script(sandbox, pxsched
     assert chain.read(Root(sandbox.root), 100).hookscript == "local:snippets/mine.sh"
     pxsched(Root(sandbox.root), "disable", "100")
     assert sorted(config(sandbox).splitlines()) == sorted(before.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("options", "running", "reason"),
+    [
+        ({"hostpci0": "0000:01:00.0"}, False, "pinned by passed-through devices"),
+        ({"hostpci7": "mapping=gpu"}, False, "pinned by passed-through devices"),
+        ({"hugepages": "2"}, False, "huge pages"),
+        ({}, True, "no balloon driver"),
+    ],
+)
+def test_a_balloon_that_would_not_be_served_stays_proxmoxs(sandbox, pxsched, options, running, reason):
+    sandbox.qm("set", 100, balloon=32, **options)
+    if running:
+        sandbox.qm("start", 100)
+    code, _, err = pxsched(Root(sandbox.root), "enable", "100", "--balloon")
+    assert code == 1
+    assert reason in err
+    assert "shares" not in config(sandbox)
+    assert f"hookscript: {OURS}" in config(sandbox)
+
+
+def test_a_minimum_by_policy_is_set_through_proxmox_and_gone_when_disabled(sandbox, pxsched):
+    before = config(sandbox)
+    settings = sandbox.node.path("etc/pxsched/pxsched.toml")
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text("[profile.elastic]\ntag = true\nballoon_minimum_percent = 25\n")
+    sandbox.qm("set", 100, tags="prod;pxsched-elastic")
+    assert pxsched(Root(sandbox.root), "enable", "100", "--balloon")[0] == 0
+    assert "balloon: 16\n" in config(sandbox)
+    assert "shares: 0\n" in config(sandbox)
+    assert pxsched(Root(sandbox.root), "disable", "100")[0] == 0
+    settings.unlink()
+    sandbox.qm("set", 100, tags="prod")
+    assert config(sandbox) == before
