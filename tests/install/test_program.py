@@ -289,3 +289,18 @@ def test_a_bare_machine_is_asked_what_it_knows_before_it_is_told_to_install(tmp_
     assert "\npxsched " in done.stdout
     assert "Installed: the Debian packages qemu-system-x86" in done.stdout
     assert "./install.sh --clean" in done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="QEMU is not installed")
+def test_what_is_installed_has_a_stand_in_node_with_its_own_hookscript(root):
+    """With nothing of the checkout: from its directory neither the package nor the hookscript is found."""
+    python = root.path(f"{PREFIX}/bin/python")
+    typed = "qm create 100 --memory 64\npxsched enable 100\nqm start 100\n"
+    typed += "cat $PXSCHED_ROOT/var/lib/vz/snippets/*"
+    done = subprocess.run(
+        [python, "-I", "-m", "pxsched", "sandbox", "shell"], input=typed, cwd="/", text=True, timeout=120,
+        env={"PATH": os.environ["PATH"], "SHELL": "/bin/sh", "HOME": root.base},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert "pxsched: VM 100 is shared" in done.stdout, done.stdout
+    assert root.path(f"{PREFIX}/share/pxsched/hooks/pxsched") in done.stdout
