@@ -38,7 +38,6 @@ DIFFERENT = {
 RENAMED = {"RESERVED_CPUS": "counts as `housekeeping` of [node], where that is not set"}
 _FLAGS = {f"--{name.lower().replace('_', '-')}": name for name in (*DIFFERENT, *OF_NODE, *OF_DEFAULTS)}
 _FLAGS |= {"-v": "VERBOSITY", "--timer-interval": "RESYNC_INTERVAL"}
-_QUOTED = re.compile(r"([\"'])(.*?)\1\s*(?:#.*)?")
 
 
 class UpperCase(Value):
@@ -111,8 +110,9 @@ def _assignments(text: str, warnings: list[str]) -> Iterator[_Said]:
 
 def _unquoted(value: str) -> str:
     value = value.strip()
-    quoted = _QUOTED.fullmatch(value)
-    return quoted[2] if quoted else value.split(" #")[0].strip()
+    if value[:1] in ("'", '"') and (quoted := re.fullmatch(r"(['\"])(.*?)\1\s*(?:#.*)?", value)):
+        return quoted[2]
+    return value.split(" #")[0].strip()
 
 
 def _flags(line: _Said, warnings: list[str]) -> Iterator[_Said]:
