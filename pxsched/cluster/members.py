@@ -5,7 +5,7 @@ their timers wrote, and how old that is by their own clocks.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from pxsched import stored
 from pxsched.cluster import publication, publish
@@ -91,3 +91,13 @@ def _other(root: Root, name: str, online: bool | None, now_s: float) -> Member:
     except Damaged as error:
         return Member(name, online, problem=f"/{file} cannot be its own: {str(error)[:80]}")
     return Member(name, online, said, now_s - said.at_s)
+
+
+def running(root: Root, names: Collection[str]) -> dict[str, frozenset[int] | None]:
+    """The VMs that run on other nodes, as those published; None for a node that says nothing new."""
+    online, now_s = membership(root).online if names else {}, time.time()
+    found = {name: _other(root, name, online.get(name), now_s) for name in names}
+    return {
+        name: member.said.running if member.said is not None and not member.stale else None
+        for name, member in found.items()
+    }

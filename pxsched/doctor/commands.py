@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Iterator
 
 from pxsched.arguments import add, print_json
-from pxsched.doctor import balloons, exclusive, host, placing, rivals, shape, vms
+from pxsched.doctor import balloons, exclusive, host, nodes, placing, rivals, shape, vms
 from pxsched.doctor.bundle import file as bundle
 from pxsched.doctor.finding import Finding, Level, Subject
 from pxsched.errors import Exit, UserError
@@ -30,6 +30,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         example=EXAMPLES,
         reads=True,
     )
+    parser.add_argument("--cluster", action="store_true", help="look at all nodes of the cluster, too")
     parser.add_argument("--bundle", metavar="FILE", help="write what the program reads into FILE.tar.gz")
 
 
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Raises UserError."""
     root: Root = args.root
     with progress() as tell:
-        findings = list(examine(root, tell))
+        findings = list(examine(root, tell, of_cluster=args.cluster))
         count = bundle.write(root, args.bundle, findings, tell) if args.bundle else 0
     if args.bundle:
         complain(f"wrote {args.bundle}: {count} files, nothing of tenants")
@@ -49,11 +50,14 @@ def run(args: argparse.Namespace) -> int:
     return Exit.REFUSED if any(finding.level is Level.BAD for finding in findings) else Exit.DONE
 
 
-def examine(root: Root, tell: Callable[[str], None] = lambda _line: None) -> Iterator[Finding]:
+def examine(
+    root: Root, tell: Callable[[str], None] = lambda _line: None, *, of_cluster: bool = False
+) -> Iterator[Finding]:
     """All checks; one that fails is itself a finding, and the others go on. tell: is given their names."""
     subject = Subject(root)
     node = (*host.CHECKS, *rivals.CHECKS, *vms.CHECKS, *balloons.CHECKS)
-    for check in (*node, *placing.CHECKS, *exclusive.CHECKS, *shape.CHECKS):
+    more = nodes.CHECKS if of_cluster else ()
+    for check in (*node, *placing.CHECKS, *exclusive.CHECKS, *shape.CHECKS, *more):
         name = check.__name__.replace("_", " ")
         tell(f"looking at {name}")
         try:

@@ -62,18 +62,14 @@ def other_nodes(subject: Subject) -> Iterator[Finding]:
 
 
 def _on_node(subject: Subject, node: str, concerned: list[Guest]) -> Finding:
-    from pxsched.proxmox.api import Method
+    from pxsched.proxmox import snippets
     from pxsched.sandbox.stand_in import local_api
 
     storage = subject.root.read("var/lib/pxsched/storage") or "local"
     try:
-        answer = local_api(subject.root).call(
-            Method.GET, f"nodes/{node}/storage/{storage}/content", {"content": "snippets"}
-        )
+        volumes = snippets.on_node(local_api(subject.root), node, storage)
     except UserError as error:
         return Finding(Level.NOTE, "other nodes", f"{node} cannot be asked: {error.message}")
-    entries = answer if isinstance(answer, list) else []
-    volumes = [str(item.get("volid")) for item in entries if isinstance(item, dict)]
     if f"{storage}:snippets/{SCRIPT_NAME}" in volumes:
         return Finding(Level.OK, "other nodes", f"{node} has the hookscript")
     level = Level.BAD if concerned else Level.WARN

@@ -2,26 +2,27 @@
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pxsched import arguments
 from pxsched.arguments import print_json
 from pxsched.chain import files as chain
 from pxsched.chain.entry import Entry
+from pxsched.cluster import members
 from pxsched.errors import Exit, UserError
 from pxsched.optin import asking, inventory, rules
 from pxsched.optin.apply import apply
 from pxsched.optin.rules import Outcome, Selection, Step
 from pxsched.output import complain, progress, say, say_json
-from pxsched.proxmox import cluster, storage
-from pxsched.proxmox.api import Api
+from pxsched.proxmox import cluster, snippets, storage
+from pxsched.proxmox.api import Api, ApiError
 from pxsched.proxmox.cluster import Guest
 from pxsched.proxmox.connection import Login, remote
 from pxsched.root import Root
 from pxsched.sandbox import stand_in
 from pxsched.shaping import record
 from pxsched.stored import Damaged
-from pxsched.value import Value
+from pxsched.value import Value, replace
 
 EPILOG = """\
 examples:
@@ -32,6 +33,7 @@ examples:
   PXSCHED_TOKEN='audit@pve!ro=...' pxsched list --host pve1.example.org
 """
 
+STATES = {True: "running", False: "stopped", None: "?"}
 MARKS = {Outcome.CHANGE: "", Outcome.ALREADY: "unchanged", Outcome.SKIP: "skipped", Outcome.REFUSE: "REFUSED"}
 
 
@@ -44,8 +46,17 @@ class Session(Value):
 
     def guests(self, node: str | None = None) -> list[Guest]:
         if self.files is not None:
-            return cluster.guests(self.files, node)
+            guests = cluster.guests(self.files, node)
+            known = members.running(self.files, {guest.node for guest in guests} - {self.node or ""})
+            return [self._seen(guest, known) for guest in guests]
         return inventory.guests(self.api(), node)
+
+    def _seen(self, guest: Guest, known: Mapping[str, frozenset[int] | None]) -> Guest:
+        """A VM of another node runs if that published so."""
+        if guest.node not in known:
+            return guest
+        running = known[guest.node]
+        return replace(guest, running=None if running is None else guest.vmid in running)
 
     def remembered(self, guests: list[Guest]) -> dict[int, Entry]:
         """What these VMs had before they were opted in."""
@@ -72,7 +83,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         parser.add_argument(
             "vmids", nargs="*", metavar="VMID", type=arguments.vmid, help="VMs by number, on any node"
         )
-        parser.add_argument("--all", action="store_true", help="all VMs of this node (or of --node)")
+        parser.add_argument("--all", action="store_true", help="all VMs of this node (or --node, --cluster)")
         parser.add_argument("--tag", default="", help="those of them with this tag")
         parser.add_argument("--dry-run", action="store_true", help="show what would change")
         parser.add_argument("--now", action="store_true", help="apply to running VMs at once")
@@ -95,7 +106,9 @@ def _parser(
     )
     parser.set_defaults(run=run, command=name)
     parser.add_argument("--json", action="store_true", help="machine-readable output")
-    parser.add_argument("--node", help="another node of the cluster")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--node", help="another node of the cluster")
+    where.add_argument("--cluster", action="store_true", help="all nodes of the cluster")
     parser.add_argument("--host", help="reach the cluster over HTTPS: NAME[:PORT] of a node")
     parser.add_argument(
         "--token", help="USER@REALM!NAME=SECRET; better in PXSCHED_TOKEN, where `ps` does not show it"
@@ -115,13 +128,17 @@ def run(args: argparse.Namespace) -> int:
         tuple(args.vmids),
         args.tag,
         args.all,
-        args.node or session.node,
+        None if args.cluster else args.node or session.node,
     )
     guests, missing = rules.select(session.guests(None if selection.vmids else selection.node), selection)
     steps = _steps(session, guests, args, root)
     failed = _carry_out(session, steps, missing, args)
     if args.now and not args.dry_run and session.files is not None:
         _pass_now(session.files)
+    if args.all and not (args.json or args.cluster) and session.files is not None:
+        count = len(cluster.nodes(session.files))
+        if count > 1:
+            say(f"these are the VMs of one node, {selection.node}; --cluster means all {count}")
     return Exit.REFUSED if failed else Exit.DONE
 
 
@@ -153,10 +170,13 @@ def _steps(session: Session, guests: list[Guest], args: argparse.Namespace, root
     volume = f"{args.storage or installed_storage(root)}:snippets/{rules.SCRIPT_NAME}"
     if session.files is not None and any(guest.node == session.node for guest in guests):
         _require_script(session.files, volume)
+    lacking = _lacking(session, guests, volume) if args.cluster else {}
     silent = asking.silent(session.files, session.node, guests) if args.balloon else {}
     percents = asking.minimum_percents(session.files, guests) if args.balloon else {}
     return [
-        rules.enable(
+        Step(guest, Outcome.REFUSE, notes=(lacking[guest.node],))
+        if guest.node in lacking and not guest.problem
+        else rules.enable(
             guest,
             volume,
             chain=args.chain,
@@ -167,6 +187,18 @@ def _steps(session: Session, guests: list[Guest], args: argparse.Namespace, root
         )
         for guest in guests
     ]
+
+
+def _lacking(session: Session, guests: list[Guest], volume: str) -> dict[str, str]:
+    """Why no VM of a node can be opted in: it has no script of ours, or cannot be asked."""
+    found = {}
+    for node in sorted({guest.node for guest in guests if not guest.problem} - {session.node}):
+        try:
+            if volume not in snippets.on_node(session.api(), node, volume.partition(":")[0]):
+                found[node] = f"{node} has no hookscript {volume}: run install.sh there"
+        except ApiError as error:
+            found[node] = f"whether {node} has the hookscript cannot be asked: {error.message}"
+    return found
 
 
 def installed_storage(root: Root) -> str:
@@ -265,13 +297,14 @@ def _list(session: Session, args: argparse.Namespace) -> int:
     say(f"{'VMID':>9}  {'NODE':12}  {'STATE':8}  {'PXSCHED':8}  NAME")
     for guest in guests:
         entry = _entry(guest, remembered)
-        state = "template" if guest.template else "running" if guest.running else "stopped"
+        state = "template" if guest.template else STATES[guest.running]
         ha = " [HA]" if guest.ha else ""
         script = f" (hookscript {guest.hookscript[:60]})" if guest.hookscript else ""
         if entry["enabled"]:
             chained = remembered.get(guest.vmid)
             script = f" (chained: {chained[:60]})" if chained else ""
-        enabled = "yes" if entry["enabled"] else "no"
+        enabled = "?" if guest.problem else "yes" if entry["enabled"] else "no"
+        script = f" ({guest.problem[:120]})" if guest.problem else script
         say(f"{guest.vmid:>9}  {guest.node:12}  {state:8}  {enabled:8}  {guest.name[:40]}{ha}{script}")
     return Exit.DONE
 
@@ -284,7 +317,8 @@ def _entry(guest: Guest, remembered: dict[int, str]) -> dict[str, object]:
         "running": guest.running,
         "template": guest.template,
         "ha": guest.ha,
-        "enabled": rules.is_ours(guest.hookscript),
+        "enabled": None if guest.problem else rules.is_ours(guest.hookscript),
+        "problem": guest.problem or None,
         "hookscript": guest.hookscript or None,
         "chained": remembered.get(guest.vmid),
     }

@@ -84,6 +84,8 @@ def enable(
     over from Proxmox, whose controller keeps away from VMs without shares. silence, minimum_percent: see
     `balloons.takeover`.
     """
+    if guest.problem:
+        return Step(guest, Outcome.REFUSE, notes=(guest.problem,))
     if guest.describes_capacity:
         return Step(guest, Outcome.SKIP, notes=("describes the node's capacity and never runs",))
     took = balloons.takeover(guest, asked=balloon, silence=silence, minimum_percent=minimum_percent)
@@ -107,6 +109,8 @@ def disable(guest: Guest, before: Entry | None, *, shaped: bool = False) -> Step
 
     shaped: whether `pxsched shape` changed its processors. That stays: it cannot be undone while the VM runs.
     """
+    if guest.problem:
+        return Step(guest, Outcome.REFUSE, notes=(guest.problem,))
     if not is_ours(guest.hookscript):
         return Step(guest, Outcome.ALREADY, guest.hookscript)
     own = (before.hookscript if before else None) or ""
@@ -125,6 +129,8 @@ def _notes(guest: Guest) -> tuple[str, ...]:
         notes.append("a template: its clones inherit the hookscript")
     if guest.ha:
         notes.append("an HA resource: every node it may move to needs pxsched installed")
+    if lock := guest.options.get("lock"):
+        notes.append(f"locked ({lock[:20]}): Proxmox changes nothing of it until that ends")
     if guest.hookscript:
         notes.append(f"{guest.hookscript[:80]} runs beside ours; clones do not inherit it")
     return tuple(notes)

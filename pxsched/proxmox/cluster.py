@@ -27,8 +27,8 @@ _VMID = re.compile(r"[1-9]\d{2,8}", re.ASCII)
 
 
 class Guest(Value):
-    """A VM of the cluster, running or not. options: those in force, as written; digest: of its file.
-
+    """A VM of the cluster. options: those in force, as written; digest: of its file. running: None when
+    unknown. problem: why its configuration cannot be read, so that the options are not all there are.
     snapshot_scripts: the hookscripts that come back when it is rolled back, by the snapshot's name.
     """
 
@@ -37,9 +37,10 @@ class Guest(Value):
     options: Mapping[str, str] = NOTHING
     description: str = ""
     digest: str = ""
-    running: bool = False
+    running: bool | None = False
     ha: bool = False
     snapshot_scripts: Mapping[str, str] = NOTHING
+    problem: str = ""
 
     @property
     def name(self) -> str:
