@@ -13,7 +13,7 @@ from pxsched.cluster.paper import Paper
 from pxsched.errors import UserError
 from pxsched.guest import config, passthrough
 from pxsched.guest.config import Machine
-from pxsched.node import claims, sighting
+from pxsched.node import sighting, wishes
 from pxsched.node.sighting import Node
 from pxsched.placement.request import Request
 from pxsched.proxmox import cluster
@@ -89,7 +89,7 @@ class View(Value):
         """What placement would be asked for this VM on this node."""
         machine = vm.machine
         policy = self.settings(name).policy(vm.vmid, machine.tags)
-        return claims.request(vm.vmid, machine, policy, device_nodes=self._device_nodes(vm, name))
+        return wishes.request(vm.vmid, machine, policy, device_nodes=self._device_nodes(vm, name))
 
     def _device_nodes(self, vm: Vm, name: str) -> frozenset[int]:
         if not vm.machine.hostpci:

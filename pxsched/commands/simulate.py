@@ -155,7 +155,7 @@ def running_vms(
     A VM whose configuration cannot be read stands where it is, as if it were pinned.
     """
     from pxsched.ledger.claim import holding
-    from pxsched.node import claims, offer, others, views
+    from pxsched.node import offer, others, views, wishes
 
     seen = {sighting.vmid: sighting for sighting in sightings}
     near = views.device_nodes(node, seen.values())
@@ -168,7 +168,7 @@ def running_vms(
             held = held._replace(vm_class=VmClass.PINNED)
             running.append((Request(vmid, len(held.vcpus), 0, VmClass.PINNED), held))
             continue
-        wish = claims.request(vmid, machine, claim.policy, device_nodes=near.get(vmid, frozenset()))
+        wish = wishes.request(vmid, machine, claim.policy, device_nodes=near.get(vmid, frozenset()))
         running.append((wish, held))
     return offer.host(node, others.known(node.root, {*ledger.claims})), running
 

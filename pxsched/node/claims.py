@@ -3,25 +3,23 @@
 Placement itself is a pure function; this decides when it is asked, and with what.
 """
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pxsched.guest import process
-from pxsched.guest.config import GuestNode, Machine
 from pxsched.host import cpulist
 from pxsched.knobs.thread import ThreadAffinity
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim, State, dedicated
 from pxsched.ledger.file import Ledger
-from pxsched.node import fences
+from pxsched.node import fences, wishes
 from pxsched.node import trial as trials
 from pxsched.node.sighting import Node, Sighting
 from pxsched.node.trial import Trial
 from pxsched.placement.request import Holding, Placement, Refused, Request, VmClass
 from pxsched.root import Root
-from pxsched.settings.policy import Policy, Wish
+from pxsched.settings.policy import Policy
 from pxsched.value import replace
 
 if TYPE_CHECKING:  # a hook loads it when a VM needs a place
@@ -45,76 +43,6 @@ class Changes:
         self.called_off: int | None = None
 
 
-def vm_class(machine: Machine, policy: Policy, vcpus: int) -> VmClass:
-    """The class a VM gets (design: classes of VM). `affinity` comes first, as the admin wrote it."""
-    if machine.affinity and len(machine.affinity) == vcpus:
-        return VmClass.PINNED
-    if policy.wish is Wish.DEDICATED:
-        return VmClass.DEDICATED
-    return VmClass.CONSTRAINED if machine.affinity else VmClass.SHARED
-
-
-def request(
-    vmid: int,
-    machine: Machine,
-    policy: Policy,
-    *,
-    device_nodes: frozenset[int] = frozenset(),
-    running_vcpus: int = 0,
-) -> Request:
-    """What placement is asked for this VM. running_vcpus: those that QEMU has threads for; where these are
-    more than the configuration says, QEMU is right.
-    """
-    vcpus = max(machine.vcpus, running_vcpus)
-    if policy.pins:
-        machine = replace(machine, affinity=cpulist.parse_ordered(policy.pins))
-    wanted = vm_class(machine, policy, vcpus)
-    sockets = machine.smp.sockets if machine.smp else machine.sockets
-    per_socket = machine.smp.per_socket if machine.smp else machine.cores
-    limits = [cpulist.parse(policy.cpus)] if policy.cpus else []
-    if wanted is VmClass.DEDICATED and machine.affinity:
-        limits.append(frozenset(machine.affinity))
-    return Request(
-        vmid=vmid,
-        vcpus=vcpus,
-        memory_mib=machine.memory_mib,
-        vm_class=wanted,
-        affinity=machine.affinity,
-        affinity_name="pins" if policy.pins else "affinity",
-        sockets=sockets,
-        cores=max(per_socket, -(-vcpus // sockets)),
-        smt=policy.smt,
-        prefer=policy.prefer,
-        guest_nodes=_guest_nodes(machine),
-        device_nodes=device_nodes,
-        hugepage_mib=machine.hugepage_mib,
-        weight=machine.weight,
-        cpus=frozenset.intersection(*limits) if limits else None,
-        nodes=cpulist.parse(policy.nodes) if policy.nodes else None,
-        far_memory=policy.far_memory,
-    )
-
-
-def _guest_nodes(machine: Machine) -> tuple[GuestNode, ...]:
-    """The `numaN` rules; with huge pages and none of them, Proxmox puts guest socket i on host node i
-    (PVE::QemuServer::Memory).
-    """
-    if not machine.numa:
-        return ()
-    if machine.guest_nodes or machine.hugepage_mib is None:
-        return machine.guest_nodes
-    cores, share_mib = machine.cores, machine.memory_mib // machine.sockets
-    return tuple(
-        GuestNode(
-            frozenset(range(socket * cores, min(machine.vcpus, (socket + 1) * cores))),
-            share_mib,
-            frozenset((socket,)),
-            "bind",
-        )
-        for socket in range(machine.sockets)
-    )
-
-
 def update(
     node: Node,
     ledger: Ledger,
@@ -130,7 +58,7 @@ def update(
     sightings = list(sightings)
     seen = {one.vmid: one for one in sightings if _is_current(node.root, ledger.claims.get(one.vmid), one)}
     _forget_dead(node, ledger, [one.vmid for one in sightings], seen, changes)
-    wishes = []
+    asked = []
     for sighting in seen.values():
         machine = sighting.machine
         before = ledger.claims.get(sighting.vmid)
@@ -142,25 +70,25 @@ def update(
             continue
         policy = node.settings.policy(sighting.vmid, machine.tags)
         nodes = (device_nodes or {}).get(sighting.vmid, frozenset())
-        wish = request(
+        wish = wishes.request(
             sighting.vmid, machine, policy, device_nodes=nodes, running_vcpus=sighting.running_vcpus
         )
         fence = fences.of_vm(node, ledger, wish.vmid, sighting.process)
         if fence is not None:
             wish = replace(wish, fence=fence.cpus, fence_name=fence.name)
-        wishes.append((wish, sighting, policy))
-    wishes.sort(key=lambda wish: (_ORDER[wish[0].vm_class], wish[0].vmid not in ledger.claims, wish[0].vmid))
+        asked.append((wish, sighting, policy))
+    asked.sort(key=lambda wish: (_ORDER[wish[0].vm_class], wish[0].vmid not in ledger.claims, wish[0].vmid))
     trial = trials.load(node.root)
     if trial is not None:
-        newcomers = (wish.vm_class for wish, _, _ in wishes if wish.vmid not in ledger.claims)
+        newcomers = (wish.vm_class for wish, _, _ in asked if wish.vmid not in ledger.claims)
         if trials.yields(trial, ledger, newcomers):
             ledger.claims[trial.vmid] = trials.back(ledger.claims[trial.vmid])
             changes.called_off, trial = trial.vmid, None
     # Whoever is on trial comes first: by its place others know what they may have.
-    wishes.sort(key=lambda wish: trial is None or wish[0].vmid != trial.vmid)
+    asked.sort(key=lambda wish: trial is None or wish[0].vmid != trial.vmid)
     taken: frozenset[int] | None = None
-    around = _Around(node, {*ledger.claims, *(wish.vmid for wish, _, _ in wishes)})
-    for wish, sighting, policy in wishes:
+    around = _Around(node, {*ledger.claims, *(wish.vmid for wish, _, _ in asked)})
+    for wish, sighting, policy in asked:
         if _try(node, ledger, wish.vmid, policy, trial, changes):
             continue
         # Shared VMs come last: by now everyone has who gets CPUs of his own.
@@ -303,7 +231,7 @@ def _claim(
     """
     node = around.node
     before = ledger.claims.get(wish.vmid)
-    signature = _signature(wish, policy, frozenset(wish.affinity) - node.topology.online)
+    signature = wishes.signature(wish, policy, frozenset(wish.affinity) - node.topology.online)
     moved = before is None or before.signature != signature or not _fits(node, before, taken)
     placement = before.placement if before else None
     if moved or placement is None:
@@ -344,25 +272,6 @@ def _inherited(node: Node, ledger: Ledger, claim: Claim, sighting: Sighting) -> 
     if steered is not None:
         return steered.original  # the same task is starting another VM, too
     return process.allowed(node.root, starter.pid) or ""
-
-
-def _signature(wish: Request, policy: Policy, offline: frozenset[int]) -> str:
-    """What a placement depends on; a claim with another signature is computed again.
-
-    offline: CPUs of `affinity` that are away at the moment.
-    """
-    nodes = [
-        [sorted(rule.cpus), rule.memory_mib, sorted(rule.host_nodes), rule.policy]
-        for rule in wish.guest_nodes
-    ]
-    return json.dumps(
-        [
-            wish.vm_class, wish.vcpus, wish.memory_mib, wish.affinity, wish.sockets, wish.cores, wish.smt,
-            wish.prefer, nodes, sorted(wish.device_nodes), wish.hugepage_mib, policy.cpus, policy.nodes,
-            wish.far_memory, sorted(offline), None if wish.fence is None else cpulist.format(wish.fence),
-        ],
-        separators=(",", ":"),
-    )  # fmt: skip
 
 
 def _fits(node: Node, claim: Claim, taken: frozenset[int]) -> bool:

@@ -124,7 +124,7 @@ def _beside(
     """Of the allowed CPUs those beside the memory that QEMU has bound; all where none is."""
     if sighting.machine is None or not sighting.machine.numa:
         return allowed
-    from pxsched.node.claims import request
+    from pxsched.node.wishes import request
     from pxsched.placement.bindings import anchors
 
     wish = request(claim.vmid, sighting.machine, claim.policy)

@@ -13,7 +13,7 @@ from pxsched.guest.process import Process
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim, State
 from pxsched.ledger.file import Ledger
-from pxsched.node import claims, settle
+from pxsched.node import claims, settle, wishes
 from pxsched.node import sighting as nodes
 from pxsched.node.sighting import Sighting
 from pxsched.placement.request import Placement, VmClass
@@ -184,7 +184,7 @@ def test_a_vm_gets_the_class_that_its_affinity_and_policy_say():
     for affinity, vcpus, vm_class in (
         ((0, 1), 2, VmClass.PINNED), ((0, 1), 1, VmClass.CONSTRAINED), ((), 1, VmClass.SHARED),
     ):  # fmt: skip
-        assert claims.vm_class(Machine(affinity=affinity), Policy(), vcpus) is vm_class
+        assert wishes.vm_class(Machine(affinity=affinity), Policy(), vcpus) is vm_class
 
 
 def test_pins_count_instead_of_affinity_and_are_told_by_their_name(small):

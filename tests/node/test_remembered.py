@@ -94,8 +94,8 @@ def test_no_content_ends_a_pass_takes_long_or_much_memory(root, count):
     for _ in range(count):
         put(root, balancing.FILE, mutated(chance, whole))
         put(root, knob.FILE, mutated(chance, told))
-        begin = time.monotonic()
+        begin = time.process_time()
         balancing._load(root, set_aside=True)
         assert all(0 <= size_mib <= knob.MOST_MIB for _, size_mib in knob.told(root).values())
-        assert time.monotonic() - begin < 1
+        assert time.process_time() - begin < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < ROOMY_KIB

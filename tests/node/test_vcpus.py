@@ -4,7 +4,7 @@ import pytest
 
 from pxsched.guest.arguments import Smp
 from pxsched.guest.config import Machine
-from pxsched.node import claims
+from pxsched.node import wishes
 from pxsched.placement.request import VmClass
 from pxsched.settings.policy import Policy
 
@@ -55,7 +55,7 @@ def test_where_qemu_runs_fewer_the_others_may_still_be_plugged_in(small):
 
 def test_the_guests_topology_is_the_one_that_args_describes():
     machine = Machine(cores=4, vcpus=8, smp=Smp(8, 8, sockets=2, cores=2, threads=2))
-    wish = claims.request(100, machine, Policy())
+    wish = wishes.request(100, machine, Policy())
     assert (wish.vcpus, wish.sockets, wish.cores, wish.vm_class) == (8, 2, 4, VmClass.SHARED)
-    surplus = claims.request(100, Machine(cores=4, vcpus=4), Policy(), running_vcpus=6)
+    surplus = wishes.request(100, Machine(cores=4, vcpus=4), Policy(), running_vcpus=6)
     assert (surplus.vcpus, surplus.sockets * surplus.cores) == (6, 6)

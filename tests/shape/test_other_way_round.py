@@ -5,7 +5,7 @@ import random
 import pytest
 
 from pxsched.guest import config
-from pxsched.node import claims
+from pxsched.node import wishes
 from pxsched.placement.request import Holding, Host, Placement, Refused, VmClass
 from pxsched.placement.search import place
 from pxsched.settings.policy import Policy, Smt, Wish
@@ -21,13 +21,13 @@ TWO_NODES = machine()
 def answered(vm: dict[str, str]) -> Placement:
     """Where a VM goes whose policy says nothing, on an empty node."""
     described = config.machine(config.Config(options=vm))
-    return place(Host(TWO_NODES), (), claims.request(100, described, Policy()))
+    return place(Host(TWO_NODES), (), wishes.request(100, described, Policy()))
 
 
 def placed(vm: dict[str, str], busy: list[int], smt: Smt = Smt.PREFER) -> picture.Picture | None:
     """How a dedicated VM's vCPUs lie beside others; None where there is no room."""
     described = config.machine(config.Config(options=vm))
-    wish = claims.request(100, described, replace(Policy(), wish=Wish.DEDICATED, smt=smt))
+    wish = wishes.request(100, described, replace(Policy(), wish=Wish.DEDICATED, smt=smt))
     others = [Holding(200, VmClass.PINNED, tuple(frozenset((cpu,)) for cpu in busy))] if busy else []
     try:
         found = place(Host(TWO_NODES), others, wish)
