@@ -210,9 +210,9 @@ def test_ten_thousand_damaged_memories_never_end_a_run(good):
             place = chance.randrange(len(data))
             data[place : place + chance.randrange(3)] = chance.randbytes(chance.randrange(3))
         path.write_bytes(data)
-        begin = time.monotonic()
+        begin = time.process_time()
         assert len(good.load().stale) in (1, 2)
-        assert time.monotonic() - begin < 1
+        assert time.process_time() - begin < 1
 
 
 # As values
