@@ -3,7 +3,9 @@
 import json
 import shlex
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from pxsched.guest import config
@@ -20,11 +22,27 @@ class Built(NamedTuple):
     node: int
 
 
-def command(options: Mapping[str, str]) -> list[str]:
+SYSTEMS = ("qemu-system-x86_64",)
+
+
+def debian_13s() -> tuple[str, ...]:
+    """QEMU 10 out of the lab's image, with the libraries there; empty where no image has been made."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from lab.image import cache_directory
+
+    for root in cache_directory().glob("trixie-*/root"):
+        libraries = root / "usr/lib/x86_64-linux-gnu"
+        files = [word for name in ("qemu", "seabios") for word in ("-L", str(root / "usr/share" / name))]
+        loader = (str(root / "usr/lib64/ld-linux-x86-64.so.2"), "--library-path", str(libraries))
+        return (*loader, str(root / "usr/bin/qemu-system-x86_64"), *files)
+    return ()
+
+
+def command(options: Mapping[str, str], emulator: Sequence[str] = SYSTEMS) -> list[str]:
     """Processors and memory as Proxmox writes them (`config_to_command`, `Memory::config`), then `args`."""
     vm = config.machine(config.Config(options=options))
     most = vm.sockets * vm.cores
-    line = ["qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-machine", "q35", "-accel", "tcg"]
+    line = [*emulator, "-S", "-nodefaults", "-display", "none", "-machine", "q35", "-accel", "tcg"]
     line += ["-smp", f"{options.get('vcpus', most)},sockets={vm.sockets},cores={vm.cores},maxcpus={most}"]
     line += ["-cpu", options.get("cpu", "kvm64"), "-m", str(vm.memory_mib)]
     nodes = vm.guest_nodes
@@ -40,11 +58,10 @@ def command(options: Mapping[str, str]) -> list[str]:
     return [*line, "-qmp", "stdio", *shlex.split(options.get("args", ""))]
 
 
-def build(options: Mapping[str, str]) -> tuple[list[Built], int]:
+def build(options: Mapping[str, str], emulator: Sequence[str] = SYSTEMS) -> tuple[list[Built], int]:
     """By vCPU index; and how many there could be. Fails when QEMU refuses."""
-    qemu = subprocess.Popen(
-        command(options), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipe = subprocess.PIPE
+    qemu = subprocess.Popen(command(options, emulator), stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     asked = ("qmp_capabilities", "query-cpus-fast", "query-hotpluggable-cpus", "quit")
     said, complaint = qemu.communicate("".join(json.dumps({"execute": name}) + "\n" for name in asked), 60)
     assert qemu.returncode == 0, complaint
