@@ -1,10 +1,10 @@
-"""`pxsched cluster status | fit | plan`: several nodes at once, from any of them."""
+"""`pxsched cluster status | fit | plan | rules`: several nodes at once, from any of them."""
 
 import argparse
 
 from pxsched import arguments
 from pxsched.arguments import add, print_json
-from pxsched.cluster import fit, planner, status, text, view
+from pxsched.cluster import fit, planner, rules, status, text, view
 from pxsched.cluster.carry import Carrier
 from pxsched.cluster.known import Known
 from pxsched.cluster.planner import Plan
@@ -14,6 +14,7 @@ from pxsched.placement.request import Request, VmClass
 from pxsched.report.frame import terminal_size
 from pxsched.sandbox.stand_in import local_api
 from pxsched.settings.policy import Smt
+from pxsched.value import plain
 
 EXAMPLES = """\
 pxsched cluster status                        all nodes and VMs, in one table
@@ -59,6 +60,12 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     how = action.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="what it does anyway: only list")
     how.add_argument("--apply", action="store_true", help="make the moves, one after the other")
+    action = add(actions, "rules", run_rules,
+                 "have HA know where guests fit that care: say which rules, write or remove them",
+                 example="pxsched cluster rules\npxsched cluster rules --apply", reads=True)  # fmt: skip
+    how = action.add_mutually_exclusive_group()
+    how.add_argument("--apply", action="store_true", help="write them, through Proxmox's API")
+    how.add_argument("--undo", action="store_true", help="remove all of ours")
 
 
 def _count(text: str) -> int:
@@ -123,6 +130,28 @@ def planned(found: Known, options: argparse.Namespace) -> Plan:
         found.sheets(), found.guests(), found,
         drain=options.drain, even=options.even, closed=found.ha.away, most=options.most,
     )  # fmt: skip
+
+
+def run_rules(options: argparse.Namespace) -> int:
+    found = Known(view.look(options.root))
+    steps = rules.undoing(found.ha) if options.undo else rules.wanted(found, rules.now_s())
+    failures: dict[int, str] = {}
+    writes = options.apply or options.undo
+    for step in steps if writes else ():
+        try:
+            rules.carry_out(local_api(options.root), step)
+        except UserError as error:
+            failures[step.vmid] = str(error)
+    done = [step for step in steps if step.vmid not in failures]
+    if options.json:
+        print_json(
+            {"written": writes, "rules": plain(done), "failures": {str(k): v for k, v in failures.items()}}
+        )
+    else:
+        say(*rules.describe(done, done=writes) if done or not failures else ())
+    for vmid, reason in failures.items():
+        complain(f"VM {vmid}: {reason}")
+    return Exit.REFUSED if failures else Exit.DONE
 
 
 def _request(options: argparse.Namespace) -> Request:

@@ -29,6 +29,7 @@ class Rule(NamedTuple):
     strict: bool = False
     apart: bool = False
     failback: bool = True
+    comment: str = ""
 
 
 class Ha(Value):
@@ -108,7 +109,13 @@ def _rule(section: sections.Section) -> Rule | None:
         return None
     sids = frozenset(sid.strip() for sid in options.get("resources", "").split(",") if sid.strip())
     if section.kind == "node-affinity":
-        return Rule(section.name, sids, _priorities(options.get("nodes", "")), options.get("strict") == "1")
+        return Rule(
+            section.name,
+            sids,
+            _priorities(options.get("nodes", "")),
+            options.get("strict") == "1",
+            comment=options.get("comment", ""),
+        )
     if section.kind == "resource-affinity":
         return Rule(section.name, sids, apart=options.get("affinity") == "negative")
     return None
@@ -122,6 +129,7 @@ def _groups(found: Iterable[sections.Section], resources: Mapping[str, Mapping[s
             _priorities(section.options.get("nodes", "")),
             section.options.get("restricted") == "1",
             failback=section.options.get("nofailback") != "1",
+            comment=section.options.get("comment", ""),
         )
         for section in found
         if section.kind == "group"
