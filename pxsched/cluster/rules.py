@@ -1,9 +1,9 @@
 """HA rules that let HA's own decisions know where a guest fits: for guests with CPUs of their own, huge pages
 or passed-through devices, which HA would put anywhere.
 
-A node-affinity rule is an order: HA moves a running guest into it. So ours always has the node the guest is
-on, all nodes alike, and is a plain one: where none of them is left, HA may go elsewhere. A guest can be in one
-such rule only, so a guest of a rule of yours gets none; nor does one whose rules with other guests could break.
+A node-affinity rule is an order: HA moves a running guest into it. So ours always has the node it is on, all
+nodes alike, and is a plain one: where none of them is left, HA may go elsewhere. A guest can be in one such
+rule only, so a guest of a rule of yours gets none; nor does one whose rules with other guests it could break.
 Rules: pve-ha-manager; HA groups serve on Proxmox VE 8.
 """
 
