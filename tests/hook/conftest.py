@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from pxsched.sandbox.sandbox import Result, Sandbox
 
 CHECKOUT = Path(__file__).parents[2]
 HOOK = CHECKOUT / "hooks/pxsched"
+KILLED = Path(__file__).with_name("killed.py")
 OURS = "local:snippets/pxsched"
 
 
@@ -60,6 +62,15 @@ class Host:
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "PVE_MIGRATED_FROM": "",
                  "PXSCHED_ROOT": self.sandbox.root, **environment},
         )  # fmt: skip
+
+    def killed_at(self, write: int, *words: str | int) -> bool:
+        """Runs `hook VMID PHASE` or `pxsched WORD...`; says whether the kill came before its end."""
+        command = [sys.executable, KILLED, str(write), *map(str, words)]
+        environment = {**os.environ, "PXSCHED_ROOT": self.sandbox.root}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode in (0, 1, -signal.SIGKILL), done.stdout + done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode == -signal.SIGKILL
 
     def settings(self, text: str) -> None:
         path = Path(self.sandbox.root, "etc/pxsched/pxsched.toml")

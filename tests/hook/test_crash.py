@@ -1,28 +1,14 @@
 """Killed at any write, nothing is lost: the next run finishes the work, and every original comes back."""
 
 import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-KILLED = Path(__file__).with_name("killed.py")
 pytestmark = [
     pytest.mark.measures,
     pytest.mark.skipif(not {0, 1} <= os.sched_getaffinity(0), reason="needs CPUs 0 and 1"),
 ]
 MOST_WRITES = 80
-
-
-def killed_at(host, write, *words):
-    """Runs it; says whether the kill came before its end."""
-    environment = {**os.environ, "PXSCHED_ROOT": host.sandbox.root}
-    done = subprocess.run([sys.executable, KILLED, str(write), *map(str, words)], env=environment,
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    assert done.returncode in (0, -signal.SIGKILL), done.stdout + done.stderr
-    return done.returncode != 0
 
 
 @pytest.fixture
@@ -38,7 +24,7 @@ def running(host):
 def test_a_hook_killed_at_any_write_can_be_undone(running):
     before = running.all_masks(100)
     for write in range(MOST_WRITES):
-        was_killed = killed_at(running, write, "hook", 100, "post-start")
+        was_killed = running.killed_at(write, "hook", 100, "post-start")
         running.pxsched("restore", "--all")
         assert running.all_masks(100) == before, f"killed at write {write}"
         assert running.leftovers() == []
@@ -49,7 +35,7 @@ def test_a_hook_killed_at_any_write_can_be_undone(running):
 
 def test_a_hook_killed_at_any_write_is_finished_by_the_next(running):
     for write in range(MOST_WRITES):
-        was_killed = killed_at(running, write, "hook", 100, "post-start")
+        was_killed = running.killed_at(write, "hook", 100, "post-start")
         running.hook(100, "post-start")
         assert running.masks(100) == ["1", "1"], f"killed at write {write}"
         running.pxsched("restore", "--all")
@@ -62,7 +48,7 @@ def test_an_undoing_killed_at_any_write_is_finished_by_the_next(running):
     before = running.all_masks(100)
     for write in range(MOST_WRITES):
         running.hook(100, "post-start")
-        was_killed = killed_at(running, write, "pxsched", "restore", "--all")
+        was_killed = running.killed_at(write, "pxsched", "restore", "--all")
         running.pxsched("restore", "--all")
         assert running.all_masks(100) == before, f"killed at write {write}"
         if not was_killed:
@@ -77,7 +63,7 @@ def test_a_start_killed_in_pre_start_gives_the_starter_back(host):
     host.create(100, cores=1)
     before = os.sched_getaffinity(0)
     for write in range(MOST_WRITES):
-        was_killed = killed_at(host, write, "hook", 100, "pre-start")
+        was_killed = host.killed_at(write, "hook", 100, "pre-start")
         host.pxsched("restore", "--all")
         assert os.sched_getaffinity(0) == before, f"killed at write {write}"
         host.hook(101, "post-start")

@@ -35,6 +35,27 @@ def test_threads_get_back_what_their_vm_or_their_parent_has(host):
     assert host.pxsched("restore", "--all").returncode == 0, "it is said once"
 
 
+@pytest.mark.parametrize("stride", [23, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_any_write_while_it_puts_back_what_can_be_known_the_next_run_says_and_does_it(host, stride):
+    host.settings('[vm.100]\ncpus = "1"\n')
+    host.started(100, cores=2)
+    lost = Path(host.sandbox.root, "run/pxsched/ledger.json.lost")
+    for number in range(2, 200, stride):
+        host.pxsched("tick")
+        assert host.masks(100) == ["1", "1"]
+        damage(host)
+        killed = host.killed_at(number, "pxsched", "restore", "--all")
+        # The file is under the name of the lost once everything is back.
+        assert lost.exists() <= (set(host.all_masks(100).values()) == {"0-1"}), f"killed at write {number}"
+        host.pxsched("restore", "--all", check=False)
+        assert set(host.all_masks(100).values()) == {"0-1"}, f"killed at write {number}"
+        assert lost.exists()
+        lost.unlink()
+        if not killed:
+            break
+    assert 10 < number < 190
+
+
 def test_what_a_pass_set_aside_before_is_not_forgotten(host):
     host.settings('[vm.100]\ncpus = "1"\n')
     host.started(100, cores=2)

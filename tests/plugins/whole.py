@@ -30,6 +30,7 @@ from pxsched.ledger.journal import Entry
 from pxsched.node import settle
 from pxsched.node.reconcile import Turn
 from pxsched.root import Root
+from tests import killing
 
 from .conftest import ALL, CPUS, PER_NODE, Systemd, Tree
 
@@ -43,11 +44,6 @@ EVERYTHING, MODEST, STRANGER = 100, 101, 200
 VECTORS, ADMINS = (60, 61), 40
 DEVICE = "0000:17:02.0"
 TOLD_MIB = 512
-# What a process does that another one could see.
-WRITES = (
-    "systemd.call", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "os.chmod",
-    "socket.connect",
-)  # fmt: skip
 STAYING = ("balance", "others", "settings", "passes", "refusals", "runs")
 OURS = "hookscript: local:snippets/pxsched\n"
 CONFIGURATIONS = {
@@ -385,21 +381,8 @@ def _die_at(number: int, fake_systemd: Systemd, *, conversing: bool) -> None:
 
     conversing: also in the middle of a conversation with irqbalance, which the real one does not survive.
     """
-    left = number
-
-    def count() -> None:
-        nonlocal left
-        if fake_systemd.works:
-            return
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def audited(event: str, arguments: tuple) -> None:
-        flags = arguments[2] if event == "open" else 0
-        opens = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
-        if opens or event in WRITES or (conversing and event == "socket.sendmsg"):
-            count()
+    events = {*killing.WRITES, "systemd.call", *(["socket.sendmsg"] if conversing else [])}
+    count = killing.die_at(number, events, pauses=lambda: fake_systemd.works)
 
     def counted(function: Callable[..., object]) -> Callable[..., object]:
         def call(*arguments: object) -> object:
@@ -412,4 +395,3 @@ def _die_at(number: int, fake_systemd: Systemd, *, conversing: bool) -> None:
     os.sched_setscheduler = counted(os.sched_setscheduler)
     if conversing:
         irqbalance._receive = counted(irqbalance._receive)
-    sys.addaudithook(audited)

@@ -15,6 +15,7 @@ from pxsched.settings import kept
 from pxsched.settings.files import Settings
 from pxsched.settings.kept import Look, Record
 from pxsched.settings.policy import Isolation, Wish
+from tests.killing import killed_at
 
 GOOD = '[node]\nisolation = "slices"\n[vm.100]\nclass = "dedicated"\nstrict = true\n'
 LONG_AGO_S = 3600
@@ -222,3 +223,19 @@ def test_a_clock_that_was_set_makes_no_file_young_for_ever():
     before = Record(GOOD, {}, 0.0)
     assert kept.judge("f", Look("", mtime_s=9e9), before, now_s=1e9).stale == ""
     assert kept.judge("f", Look("", mtime_s=1e9 + 5), before, now_s=1e9).stale != ""
+
+
+def test_killed_at_any_write_of_what_is_kept_what_was_said_last_stays_in_force(good):
+    newer = "# newer\n" + GOOD + "fifo = 7\n"
+    for number in range(20):
+        good.put(GOOD)
+        good.load()
+        good.put(newer)
+        killed = killed_at(number, good.load)
+        good.put("[node\n")
+        assert in_force(good.load()), f"killed at write {number}"
+        good.put(newer)
+        assert good.load().policy(100).fifo == 7
+        if not killed:
+            break
+    assert 1 < number < 19
