@@ -175,15 +175,15 @@ def _no(why: str) -> Answer:
 
 
 def _clash(sheet: Paper, placement: Placement) -> str:
-    """Whose own CPUs it would share, or who would share its own: what `affinity` says is obeyed, and nobody
-    makes room for it but shared VMs.
+    """Whose own CPUs it would share, or who would share its own: what `affinity` says is obeyed. Shared VMs
+    keep off dedicated CPUs by themselves, and may run on pinned ones.
     """
     cpus, own = placement.cpus, owns(placement)
     floating = sheet.host.topology.online if own else frozenset[int]()
     for vmid, tenant in sheet.tenants.items():
         held = tenant.held
-        makes_room = held.vm_class is VmClass.SHARED and placement.vm_class is VmClass.DEDICATED
-        if vmid != placement.vmid and not makes_room and (own or owns(held)) and held.cpus & cpus:
+        shared = VmClass.SHARED in (held.vm_class, placement.vm_class)
+        if vmid != placement.vmid and not shared and (own or owns(held)) and held.cpus & cpus:
             return f"it and VM {vmid} would have CPUs in common there"
     for one in sheet.strangers.values():
         if own and one.cpus & cpus and not one.cpus >= floating:

@@ -62,15 +62,21 @@ def plan(
 
 
 def _drain(board: Board, name: str) -> Plan:
-    """All VMs leave a node, those that are hardest to place first."""
-    stays: list[Stay] = []
+    """All VMs leave a node, those that are hardest to place first. Who could not is asked again after others
+    have moved: shared VMs may have made room for these.
+    """
     wrong = Wrong(Reason.DRAIN, f"{name} is to be emptied")
-    for vmid in _by_size(board, name):
-        move = board.best(vmid, wrong)
-        if move is None:
-            stays.append(Stay(vmid, name, "; ".join(board.refusals[vmid]) or "there is no other node"))
-        else:
-            board.make(move)
+    while True:
+        before = len(board.moves)
+        for vmid in _by_size(board, name):
+            if move := board.best(vmid, wrong):
+                board.make(move)
+        if len(board.moves) == before:
+            break
+    stays = [
+        Stay(vmid, name, "; ".join(board.refusals[vmid]) or "there is no other node")
+        for vmid in _by_size(board, name)
+    ]
     return Plan(tuple(board.moves), tuple(stays), False, board.sheets)
 
 
