@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterable
 from pxsched.cluster import hindrances
 from pxsched.cluster.hindrances import Verdict
 from pxsched.cluster.members import Member
-from pxsched.cluster.paper import Paper, Tenant
+from pxsched.cluster.paper import Paper, Tenant, owns
 from pxsched.cluster.view import View, Vm
+from pxsched.cluster.wrongs import CROWDED
 from pxsched.errors import UserError, nearest
 from pxsched.placement import defrag
 from pxsched.placement.defrag import Span
@@ -44,12 +45,15 @@ class Fit(Value):
 
     @property
     def rank(self) -> tuple[object, ...]:
-        """Smaller is better: nodes without anything against them, fewest crossings, least contention."""
+        """Smaller is better: nodes without anything against them, without more demand than CPUs, fewest
+        crossings, least contention.
+        """
         span = self.span or Span(0, 0)
         warned = sum(line.startswith("warning:") for line in self.why)
+        crowded = self.place is not None and not owns(self.place) and self.contention > CROWDED
         return (
-            not self.fits, bool(self.offline), span.rank, warned, round(self.contention, 2), not self.here,
-            self.copy_mib > 0, -(self.free_mib or 0), self.node,
+            not self.fits, bool(self.offline), crowded, span.rank, warned, round(self.contention, 2),
+            not self.here, self.copy_mib > 0, -(self.free_mib or 0), self.node,
         )  # fmt: skip
 
 
