@@ -29,8 +29,11 @@ from pxsched.knobs import isolation
 from pxsched.knobs.scope import DropIn
 from pxsched.ledger import file as ledgers
 from pxsched.monitor import passes, refusals, runs
-from pxsched.node import observing, others
+from pxsched.node import observing, others, proofs, quiet, trial
+from pxsched.node.figures import Reading, Turns
 from pxsched.node.others import Other, Seen
+from pxsched.proof import result
+from pxsched.proof.block import Block
 from pxsched.proxmox import api, cluster, storage
 from pxsched.root import Root
 from pxsched.settings import default_file
@@ -109,6 +112,15 @@ CONFIG = (
     "numa: 1\nnuma0: cpus=0-1,memory=512\n"
     "memory: 512\ncpu: host,flags=+pcid\nhotplug: cpu\nhugepages: 2\nsmbios1: uuid=x\nmeta: ctime=1\n"
 )
+READING = Reading(5, Turns(1, 2, 3, 4), {}, 9, {"numa_other": 1}, None)
+BLOCKS = tuple(
+    Block(number // 4, ("stock", "home", "home", "stock")[number % 4], 1e9, 12.0, {"waiting": 1.0 + number})
+    for number in range(32)
+)
+PROOF = result.Result(
+    100, Identity(), ("stock", "home"), {"stock": "", "home": ""}, {"stock": {"vcpu": False}, "home": {}},
+    1e9, 12.0, 3.0, BLOCKS,
+)  # fmt: skip
 INTERRUPTS = """\
        CPU0 CPU1
  60:  1 2  PCI-MSIX-0000:17:02.0  0-edge  vfio-msix[0](0000:17:02.0)
@@ -134,6 +146,26 @@ CASES = {
         failures.FILE,
         text({"vms": {"100": {"why": "x", "digest": "y", "tries": 1, "again_s": 5}}}),
         failures.load,
+    ),
+    "a trial": Case(
+        trial.FILE,
+        text({"vmid": 100, "way": "dedicated", "process": [7, 5], "until_ns": ledgers.now_ns() + (900 << 30),
+              "owner": None, "overlay": {"vcpu": False, "emulator": "off"},
+              "placement": ["dedicated", "4;5", "0", "0", ["why"]]}),
+        trial.load,
+    ),
+    "a quiet proof": Case(
+        quiet.FILE,
+        text(quiet.State(100, Process(7, 5), 3, ("stock", "home"), 5.0, READING, 6.0).to_json()),
+        lambda root: state.load(root, quiet.FILE, quiet.State.from_json, set_aside=False),
+    ),
+    "a proof": Case(
+        f"{proofs.DIR}/100.json",
+        text(PROOF.to_json()),
+        lambda root: proofs.load(root, 100),
+    ),
+    "what proofs say": Case(
+        proofs.SUMMARY, text({"proofs": [plain(result.brief(PROOF))]}), proofs.briefs
     ),
     "Karpenter's VM": Case(keep.RECORD, b'{"vmid": 100, "said": ["x"]}', keep._record),
     "a chained script": Case(

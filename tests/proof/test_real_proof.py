@@ -86,6 +86,12 @@ def test_what_would_be_done_is_said_and_a_dry_run_does_nothing(host):
     assert "which VM?" in host.run("prove", code=1)
     assert "nothing was proven of VM 100 yet" in host.run("prove", "100", "--show", code=1)
     assert "Nothing was proven" in host.run("prove", "--show")
+    assert "go together" in host.run("prove", "--all", code=1)
+    assert host.run("prove", "--all", "--quietly") == ""
+    assert trial.load(host.root).vmid == 100
+    host.run("tick")  # whose setting does not ask for it
+    assert host.state(100) == before
+    assert not host.root.exists(trial.FILE)
 
 
 @pytest.mark.slow
@@ -115,6 +121,8 @@ def test_beside_a_neighbour_that_burns_a_vm_is_proven_better_elsewhere_and_that_
 @pytest.mark.measures
 def test_one_cpu_for_two_busy_vcpus_is_proven_worse_and_given_back(host):
     host.vm(100, {0, 1}, cores=2, busy=True)
+    # Somebody who cannot leave, as other work of this machine would.
+    host.vm(101, {0}, cores=4, busy=True)
     before = host.state(100)
     found = host.proof("100", "--for", "32s", "--between", "home", "home@0", "--keep")
     assert found["best"] == "home"
