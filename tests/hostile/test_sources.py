@@ -137,12 +137,15 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
         node.qemu.communicate()
 
 
-READING = ("topology", "config 100", "plan 100", "status", "status 100", "defrag", "list", "doctor")
+READING = (
+    "topology", "config 100", "plan 100", "status", "status 100", "defrag", "list", "doctor", "shape 100",
+    "cluster status", "cluster fit 100", "cluster plan",
+)  # fmt: skip
 COMMANDS = [
     *READING, *(f"{words} --json" for words in READING),
-    "report --prometheus -", "karpenter plan", "karpenter export", "karpenter settings",
-    "karpenter settings --json", "hook 100 pre-start", "hook 100 post-start", "tick", "status",
-    "hook 100 pre-stop",
+    "report --prometheus -", "top --once", "cluster rules", "shape 100 --undo --dry-run",
+    "karpenter plan", "karpenter export", "karpenter settings", "karpenter settings --json",
+    "hook 100 pre-start", "hook 100 post-start", "tick", "status", "hook 100 pre-stop",
     "enable --all --dry-run", "enable 100 --chain --dry-run --json", "disable --all --dry-run",
     "node uninstall --dry-run", "hook 100 post-stop", "restore --all",
 ]  # fmt: skip
@@ -214,6 +217,41 @@ FILES = {
     "HA's resources": ("etc/pve/ha/resources.cfg", f"vm: {IN_LINE}", False),
     "the cluster's members": ("etc/pve/.members", EVIL, False),
     "the host's name": ("etc/hostname", EVIL, True),
+    "who else is there": (
+        "run/pxsched/others.json",
+        json.dumps({"boot_id": "here", "at_ns": 1, "others": [[300, None, EVIL, 1, {}]], "busy": {}}),
+        False,
+    ),
+    "what was counted": ("run/pxsched/passes.json", json.dumps([1, 1, 1, 1, {}, {}, {EVIL: 1}, 0, []]), True),
+    "what was said of shapes": (
+        "run/pxsched/shape.json",
+        json.dumps({"vms": {"100": {"why": EVIL, "digest": EVIL, "tries": 1, "again_s": 1}}}),
+        False,
+    ),
+    "what was said of Karpenter's VM": (
+        "run/pxsched/karpenter.json", json.dumps({"vmid": 100, "said": [EVIL]}), False
+    ),
+    "settings that were kept": (
+        "run/pxsched/settings.json",
+        json.dumps({"files": {"etc/pve/pxsched.toml": {"text": EVIL, "document": {EVIL: EVIL}, "at_s": 1}}}),
+        False,
+    ),
+    "a chained script": (
+        "etc/pve/pxsched/chain/100.json",
+        json.dumps({"vmid": 100, "hookscript": EVIL, "shares": EVIL, "minimum": EVIL}),
+        True,
+    ),
+    "a shape that is remembered": (
+        "etc/pve/pxsched/shape/100.json",
+        json.dumps({"vmid": 100, "owner": {"uuid": EVIL}, "before": {EVIL: EVIL}, "wrote": []}),
+        True,
+    ),
+    "what another node tells": (
+        "etc/pve/nodes/other/pxsched.json", json.dumps({"schema": 1, "version": EVIL, EVIL: EVIL}), False
+    ),
+    "what was installed": (
+        "var/lib/pxsched/manifest.json", json.dumps({"files": {EVIL: [EVIL]}, "directories": [EVIL]}), False
+    ),
     "requests to simulate": ("requests.jsonl", json.dumps({"op": EVIL, EVIL: EVIL}), True),
 }
 
