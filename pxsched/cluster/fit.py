@@ -69,12 +69,20 @@ def of_vm(view: View, vmid: int, names: Collection[str] = ()) -> list[Fit]:
             continue
         verdict = NOWHERE
         if member.said is not None and member.name != vm.node:
-            verdict = hindrances.of_move(
+            verdict = _with_ha(view, vm, member.name, hindrances.of_move(
                 vm.options, source, member.said, view.surroundings, runs=runs is not False,
                 snapshots=vm.snapshots, vmid=vmid,
-            )  # fmt: skip
+            ))  # fmt: skip
         found.append(_on(view, member, view.request(vm, member.name), verdict))
     return sorted(found, key=lambda fit: fit.rank)
+
+
+def _with_ha(view: View, vm: Vm, target: str, verdict: Verdict) -> Verdict:
+    """HA lets the VM be moved anywhere, and moves it back where its rules want it."""
+    members = view.members.items()
+    online = [name for name, one in members if one.online is not False and name not in view.ha.away]
+    back = view.ha.against(vm.vmid, target, online, view.places)
+    return verdict._replace(costs=(*verdict.costs, f"{back}: it would not stay")) if back else verdict
 
 
 def of_request(view: View, request: Request, names: Collection[str] = ()) -> list[Fit]:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from functools import cached_property
 
-from pxsched.cluster import fit, ha, hindrances
+from pxsched.cluster import fit, hindrances
 from pxsched.cluster.ha import Ha
 from pxsched.cluster.hindrances import Verdict
 from pxsched.cluster.paper import Paper
@@ -24,9 +24,9 @@ class Known:
         self._requests: dict[tuple[int, str], Request] = {}
         self._verdicts: dict[tuple[int, str], Verdict] = {}
 
-    @cached_property
+    @property
     def ha(self) -> Ha:
-        return ha.read(self.view.root)
+        return self.view.ha
 
     @cached_property
     def vms(self) -> Mapping[int, Vm]:

@@ -6,7 +6,8 @@ Which node a VM is on is always current there; whether it runs is known of nodes
 from collections.abc import Mapping
 from functools import cached_property
 
-from pxsched.cluster import hindrances, members, paper
+from pxsched.cluster import ha, hindrances, members, paper
+from pxsched.cluster.ha import Ha
 from pxsched.cluster.hindrances import Surroundings
 from pxsched.cluster.members import Member
 from pxsched.cluster.paper import Paper
@@ -47,6 +48,10 @@ class View(Value):
     def places(self) -> Mapping[int, str]:
         """The node of each VM. Raises UserError when /etc/pve cannot be read."""
         return cluster.places(self.root)
+
+    @cached_property
+    def ha(self) -> Ha:
+        return ha.read(self.root)
 
     @cached_property
     def surroundings(self) -> Surroundings:

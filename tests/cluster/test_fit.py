@@ -219,6 +219,15 @@ def test_some_devices_can_come_only_while_the_vm_is_stopped(pair):
     assert answers(pair, 101)["pve2"].offline == ""
 
 
+def test_where_has_rules_would_bring_it_back_is_said(pair):
+    pair.vm("pve1", 100, "cores: 2\n", running=True)
+    pair.put("ha/resources.cfg", "vm: 100\n")
+    pair.put("ha/rules.cfg", "node-affinity: own\n\tresources vm:100\n\tnodes pve1\n")
+    pair.publish()
+    found = answers(pair, 100)["pve2"]
+    assert found.fits and "HA rule own wants it on pve1: it would not stay" in found.costs
+
+
 def test_a_node_that_says_nothing_is_no_answer(pair):
     pair.vm("pve1", 100, "cores: 2\n")
     assert answers(pair, 100)["pve2"].against == ("it has published nothing: is pxsched installed there?",)

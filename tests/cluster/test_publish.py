@@ -3,7 +3,10 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +112,28 @@ def test_a_pass_does_not_wait_for_a_write_that_blocks(pair, monkeypatch):
     begin = time.monotonic()
     assert "not written within 0.05 s" in passes(pair)
     assert time.monotonic() - begin < 5
+
+
+def loaded(code: str) -> set[str]:
+    """The modules of ours that a process has after this."""
+    text = f"import sys; {code}; print(*[name for name in sys.modules if name.startswith('pxsched')])"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", text], env=env, capture_output=True, text=True, check=True)
+    return {*done.stdout.split()}
+
+
+def test_a_hook_loads_none_of_it(pair):
+    pair.vm("pve1", 100, "cores: 2\n")
+    root = str(pair.base / "pve1")
+    call = f"from pxsched import hook; hook.run(hook.Root({root!r}), 100, 'pre-start', {{}})"
+    assert not {name for name in loaded(call) if name.startswith("pxsched.cluster")}
+
+
+def test_the_timer_loads_what_publishes_and_no_more(pair):
+    call = f"from pxsched import tick; tick.tick(tick.Root({str(pair.base / 'pve1')!r}), {{}})"
+    mine = {name for name in loaded(call) if name.startswith("pxsched.cluster.")}
+    assert mine == {f"pxsched.cluster.{name}" for name in ("publish", "members", "publication", "machine")}
+    assert file(pair).exists()
 
 
 def test_a_child_says_why_it_failed():
