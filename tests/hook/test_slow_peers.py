@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from pxsched import hook
 from pxsched.guest import process
 from pxsched.knobs.balloon import Balloon, bounds
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.journal import Entry
-from pxsched.node import turning
+from pxsched.node import settle, turning
 from pxsched.node.reconcile import Report, reconcile
 from pxsched.plugins.view import Setting
 from pxsched.root import Root
@@ -147,6 +148,27 @@ def test_guests_that_do_not_obey_delay_nobody_elses_start(host, stuck):
     assert started and len(waits_s) > 1
     assert max(waits_s) < MOMENT_S, "the lock is to be had at any time"
     assert len(reports[0].failed) == len(STUCK) and sorted(set(stuck.asked)) == list(STUCK)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_strict_vm_waits_for_the_lock_where_others_start_unplaced(host, monkeypatch, capfd, strict):
+    host.settings(f"[defaults]\nstrict = {str(strict).lower()}\n")
+    host.create(100, cores=1)
+    root, held = Root(host.sandbox.root), threading.Event()
+    monkeypatch.setattr(settle, "LOCK_S", MOMENT_S / 3)
+
+    def hold() -> None:
+        with ledgers.locked(root, ()):
+            held.set()
+            time.sleep(2 * MOMENT_S)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    assert hook.main(["100", "pre-start"], {"PXSCHED_ROOT": root.base}) == 0
+    holder.join()
+    assert (100 in ledgers.peek(root).claims) == strict
+    assert (f"locked by process {os.getpid()}" in capfd.readouterr().out) != strict
 
 
 def test_a_hook_asks_no_guest_for_memory_and_the_timer_does(host):
