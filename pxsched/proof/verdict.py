@@ -15,6 +15,9 @@ from pxsched.proof.figure import Better, Figure
 from pxsched.proof.statistics import FEWEST_ROUNDS, Estimate
 from pxsched.value import Value
 
+# What an operating system uses that only waits; nothing can be told from that.
+IDLE_CPUS = 0.01
+
 
 class Comparison(Value):
     """One figure in `way`, against `base`. Both values are means over the blocks; the estimate is a part of
@@ -63,6 +66,7 @@ def judge(blocks: Sequence[Block], ways: Sequence[str], *, every: bool = True) -
     inside = [block for found in rounds for block in found]
     known = figures.common(inside)
     deciding = figures.deciding(known)
+    idle = deciding is not None and deciding.name not in (figures.OWN, figures.OWN_LESS) and _is_idle(inside)
     if not every:
         known = [] if deciding is None else [deciding]
     pairs = list(combinations(ways, 2))
@@ -76,9 +80,17 @@ def judge(blocks: Sequence[Block], ways: Sequence[str], *, every: bool = True) -
         return Verdict(
             tuple(ways), len(rounds), comparisons, deciding, None, _too_few(len(rounds), len(ways))
         )
+    if idle:
+        said = "it did next to nothing meanwhile; what a placement is worth shows when it works"
+        return Verdict(tuple(ways), len(rounds), comparisons, deciding, None, said)
     best, parts = _choose(deciding, ways, {(one.way, one.base): one for one in comparisons
                                            if one.figure == deciding}, rounds)  # fmt: skip
     return Verdict(tuple(ways), len(rounds), comparisons, deciding, best, "; ".join(parts))
+
+
+def _is_idle(blocks: Sequence[Block]) -> bool:
+    used = [block.figures["running"] for block in blocks if "running" in block.figures]
+    return bool(used) and math.fsum(used) / len(used) < IDLE_CPUS
 
 
 def _compare(

@@ -14,6 +14,7 @@ from pxsched.proof.block import whole_rounds
 from pxsched.proof.verdict import judge
 
 SECOND = 10**9
+WORK_NS = 50_000_000  # of each thread between two passes
 
 
 @pytest.fixture
@@ -41,8 +42,8 @@ def look(small) -> None:
 def tick(small) -> list[str]:
     """A step and the pass after it; VMs wait half of the time when they run as Proxmox starts them."""
     on = trial.load(small.root)
-    small.waited_ns += 50 if on is not None and on.way == "stock" else 0
-    small.ran_ns = getattr(small, "ran_ns", 0) + 50
+    small.waited_ns += WORK_NS if on is not None and on.way == "stock" else 0
+    small.ran_ns = getattr(small, "ran_ns", 0) + WORK_NS
     for vmid in (100, 101):
         for tid in (vmid * 100 + 1, vmid * 100 + 2):
             base = f"proc/{vmid * 100}/task/{tid}"

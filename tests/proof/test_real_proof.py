@@ -13,6 +13,7 @@ from pxsched.settings import files
 
 pytestmark = pytest.mark.skipif(not {0, 1} <= os.sched_getaffinity(0), reason="needs CPUs 0 and 1")
 
+MOST_LOAD = 6
 # Long enough never to end by itself in these tests.
 LONG = ("--for", "60s")
 
@@ -95,7 +96,9 @@ def test_what_would_be_done_is_said_and_a_dry_run_does_nothing(host):
 
 
 def crowd(host, vmid: int) -> None:
-    """A guest that burns on CPU 0, and weighs so much there that other work of this machine makes no odds."""
+    """A guest that burns on CPU 0 and weighs more there than other work of this machine."""
+    if os.getloadavg()[0] > MOST_LOAD:
+        pytest.skip("so much runs on this machine that both of its CPUs are equally full, whoever is where")
     host.vm(vmid, {0}, busy=True)
     (tid,) = host.sandbox.vcpus(vmid).values()
     os.setpriority(os.PRIO_PROCESS, tid, -15)
@@ -154,9 +157,13 @@ def test_an_own_figure_decides_and_is_told_by_its_command(host):
 @pytest.mark.measures
 def test_a_vm_that_has_nobody_beside_it_shows_no_difference(host):
     host.vm(100, {0, 1})
+    assert host.proof("100", "--for", "16s")["sentence"].startswith("it did next to nothing meanwhile")
+    host.sandbox.guest(100).wait()
+    host.sandbox.guest(100).load(0, 100)
     found = host.proof("100", "--for", "32s")
-    assert found["best"] == "stock"
-    assert found["sentence"].startswith("home is no better than stock: leave it")
+    (waiting,) = (one for one in found["differences"] if one["figure"] == "waiting")
+    # One proof in twenty may take noise for a difference, but for no large one.
+    assert waiting["low"] < 3 and waiting["high"] > -3
 
 
 @pytest.mark.slow

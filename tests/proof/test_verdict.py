@@ -107,6 +107,20 @@ def test_without_a_figure_that_decides_nothing_is_said():
     assert found.sentence == "no figure was read that says which way is better"
 
 
+def test_a_vm_that_did_nothing_proves_nothing():
+    blocks = [
+        Block(number, way, 0, 1, {"waiting": 5.0 if way == "stock" else 1.0, "running": 0.004})
+        for number in range(8)
+        for way in ("stock", "home", "home", "stock")
+    ]
+    for every in (True, False):
+        found = judge(blocks, ("stock", "home"), every=every)
+        assert found.best is None
+        assert found.sentence.startswith("it did next to nothing meanwhile")
+    told = [replace(block, figures={**block.figures, "own": block.figures["waiting"]}) for block in blocks]
+    assert judge(told, ("stock", "home")).best == "stock"
+
+
 def test_the_users_own_figure_decides_before_all_others():
     blocks = run(Random(5), steady, {"stock": 1.0, "home": 1.2}, 8)
     blocks = [
