@@ -29,7 +29,11 @@ class Fence(NamedTuple):
     name: str
 
 
-def of_slice(root: Root) -> tuple[str, frozenset[int]] | None:
+# A group, and the CPUs that it says its tasks may use.
+Stated = tuple[str, frozenset[int]]
+
+
+def of_slice(root: Root) -> Stated | None:
     """What all VMs may use, and which group says so; None where nothing does."""
     for group in (SLICE, ""):
         cpus = cgroup.stated_cpus(root, group)
@@ -43,10 +47,15 @@ def of_vm(node: "Node", ledger: Ledger, vmid: int, process: Process | None) -> F
 
     process: that runs, in a scope which may be narrower than the slice; None before the VM's start.
     """
+    said = around(node, ledger, vmid, process)
+    return None if said is None else Fence(said[1], name_of(node.root, said[0]))
+
+
+def around(node: "Node", ledger: Ledger, vmid: int, process: Process | None) -> Stated | None:
+    """The group that fences a VM, and its CPUs; as `of_vm`."""
     said = node.slice_cpus
-    own = None if process is None else _own(node.root, vmid, process)
-    if own is not None and not _confined(ledger, vmid):
-        said = own
+    if process is not None:
+        said = _own(node, ledger, vmid, process) or said
     if said is None:
         return None
     group, cpus = said
@@ -56,19 +65,27 @@ def of_vm(node: "Node", ledger: Ledger, vmid: int, process: Process | None) -> F
         cpus |= _given_back(ledger)
         if node.topology.online <= cpus:
             return None
-    return Fence(cpus, name_of(node.root, group))
+    return group, cpus
 
 
-def _own(root: Root, vmid: int, process: Process) -> tuple[str, frozenset[int]] | None:
-    """The group that says what a running VM may use, and what that is; None where its slice says it."""
-    group = cgroup.group_of(root, process.pid)
-    if group is not None:
-        try:
-            return group, cgroup.effective_cpus(root, group)
-        except UserError:
-            return None  # it ended meanwhile
-    cpus = cgroup.stated_cpus(root, cgroup.scope(vmid))
-    return None if cpus is None else (cgroup.scope(vmid), cpus)
+def _own(node: "Node", ledger: Ledger, vmid: int, process: Process) -> Stated | None:
+    """What the group of a running VM says; None where its slice says it, and while that is what we chose."""
+    if vmid not in node.scope_cpus:
+        said = _stated(node, vmid, process)
+        node.scope_cpus[vmid] = said if said and not _confined(ledger, vmid) else None
+    return node.scope_cpus[vmid]
+
+
+def _stated(node: "Node", vmid: int, process: Process) -> Stated | None:
+    group = cgroup.scope(vmid)
+    if node.cgroups is not cgroup.Version.V1:
+        cpus = cgroup.stated_cpus(node.root, group)
+        return None if cpus is None else (group, cpus)
+    try:
+        found = cgroup.group_of(node.root, process.pid)
+        return None if found is None else (found, cgroup.effective_cpus(node.root, found))
+    except UserError:
+        return None  # it ended meanwhile
 
 
 def _confined(ledger: Ledger, vmid: int) -> bool:

@@ -137,9 +137,9 @@ def _beside(
 
 def _fenced(node: Node, ledger: Ledger, claim: Claim) -> frozenset[int] | None:
     """The CPUs that a VM may be moved to, by its policy and its cgroup; None for all."""
-    fence = fences.of_vm(node, ledger, claim.vmid, claim.process)
+    fence = fences.around(node, ledger, claim.vmid, claim.process)
     allowed = _allowed(claim, node)
-    return allowed if fence is None else fence.cpus & (node.topology.online if allowed is None else allowed)
+    return allowed if fence is None else fence[1] & (node.topology.online if allowed is None else allowed)
 
 
 def _allowed(claim: Claim, node: Node) -> frozenset[int] | None:

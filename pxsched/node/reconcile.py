@@ -234,6 +234,7 @@ def _journal(
         entry = ledger.journal.get(key)
         differs = not _settled(ledger, setting, now)
         disturbed = setting.owner in moving and setting.knob.rank is Rank.THREAD
+        before = entry
         if entry is not None:
             if (
                 differs
@@ -248,7 +249,8 @@ def _journal(
                 entry = entry._replace(owner=setting.owner, plugin=setting.plugin, wanted=setting.want)
             if entry.lease is not None:  # of a process that has ended, or of an earlier pass of ours
                 entry = entry._replace(lease=None)
-            ledger.journal[key] = entry
+            if entry is not before:
+                ledger.journal[key] = entry
         elif differs or disturbed or setting.inherited not in (None, setting.want):
             try:
                 original = setting.inherited or setting.knob.original(root)

@@ -21,8 +21,10 @@ from pxsched.settings.files import Settings
 from pxsched.value import Value
 
 if TYPE_CHECKING:
+    from pxsched.host.cgroup import Version
     from pxsched.host.irqbalance import Running
     from pxsched.host.memory import NodeMemory
+    from pxsched.node.fences import Stated
 
 
 class Sighting(Value):
@@ -79,11 +81,22 @@ class Node(Value):
         return irqbalance.look(self.root)
 
     @cached_property
-    def slice_cpus(self) -> tuple[str, frozenset[int]] | None:
+    def slice_cpus(self) -> "Stated | None":
         """What the VMs' slice may use, and which group says so."""
         from pxsched.node import fences
 
         return fences.of_slice(self.root)
+
+    @cached_property
+    def scope_cpus(self) -> "dict[int, Stated | None]":
+        """The same of running VMs' own groups, by VMID, as far as it was asked: `fences` reads each once."""
+        return {}
+
+    @cached_property
+    def cgroups(self) -> "Version | None":
+        from pxsched.host import cgroup
+
+        return cgroup.version(self.root)
 
     @cached_property
     def housekeeping(self) -> frozenset[int]:
