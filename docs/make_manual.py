@@ -45,6 +45,9 @@ features and governors
 .IR /etc/pve/pxsched.toml ", " /etc/pxsched/pxsched.toml
 settings of the cluster and of this node
 .TP
+.I /etc/pve/nodes/NODE/pxsched.json
+what a node tells the others of itself; written by its timer
+.TP
 .I /etc/pxsched/hooks.d/
 executables that run for every VM that is opted in, with the arguments Proxmox gives a hookscript
 .TP

@@ -33,7 +33,8 @@ class Known:
         """Those that run, on nodes that can be used. Raises UserError when /etc/pve cannot be read."""
         running = frozenset[int]().union(*map(self._running, self.usable))
         places = self.view.places
-        return {vmid: self.view.vm(vmid) for vmid in sorted(running) if places.get(vmid) in self.usable}
+        found = (self.view.find(vmid) for vmid in sorted(running) if places.get(vmid) in self.usable)
+        return {vm.vmid: vm for vm in found if vm is not None}
 
     def _running(self, name: str) -> frozenset[int]:
         said = self.view.members[name].said

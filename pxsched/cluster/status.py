@@ -3,7 +3,7 @@
 from pxsched.cluster import fit
 from pxsched.cluster.members import Member
 from pxsched.cluster.paper import Paper, least, owns
-from pxsched.cluster.view import View
+from pxsched.cluster.view import View, Vm
 from pxsched.host import cpulist
 from pxsched.placement import defrag
 from pxsched.placement.defrag import Span
@@ -71,7 +71,8 @@ def of(view: View) -> Status:
     """Raises UserError when /etc/pve cannot be read."""
     sheets = {name: view.paper(name) for name, member in view.members.items() if member.said is not None}
     nodes = tuple(_node(member, sheets.get(name)) for name, member in view.members.items())
-    vms = tuple(_vm(view, vmid, sheets.get(name)) for vmid, name in sorted(view.places.items()))
+    found = (view.find(vmid) for vmid in sorted(view.places))
+    vms = tuple(_vm(view, vm, sheets.get(vm.node)) for vm in found if vm is not None)
     return Status(nodes, vms)
 
 
@@ -113,9 +114,8 @@ def loads(sheet: Paper) -> dict[int, float]:
     return found
 
 
-def _vm(view: View, vmid: int, sheet: Paper | None) -> VmRow:
-    vm = view.vm(vmid)
-    machine = vm.machine
+def _vm(view: View, vm: Vm, sheet: Paper | None) -> VmRow:
+    vmid, machine = vm.vmid, vm.machine
     row = VmRow(vmid, machine.name, vm.node, view.runs(vm), machine.opted_in)
     tenant = sheet.tenants.get(vmid) if sheet else None
     if sheet is None or tenant is None:

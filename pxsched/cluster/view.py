@@ -77,11 +77,18 @@ class View(Value):
 
     def vm(self, vmid: int) -> Vm:
         """Raises UserError where there is none."""
+        found = self.find(vmid)
+        if found is None:
+            raise UserError(f"there is no VM {vmid} in the cluster")
+        return found
+
+    def find(self, vmid: int) -> Vm | None:
+        """None where there is none, or none any more: VMs are destroyed and moved while we look."""
         name = self.places.get(vmid)
         file = f"{cluster.NODES_DIR}/{name}/qemu-server/{vmid}.conf"
         text = self.root.read(file) if name else None
         if name is None or text is None:
-            raise UserError(f"there is no VM {vmid} in the cluster")
+            return None
         parsed = config.parse(text, name=f"{vmid}.conf")
         return Vm(vmid, name, parsed.options, config.machine(parsed), bool(parsed.snapshots))
 

@@ -194,6 +194,7 @@ def test_who_has_moved_and_was_not_published_again_counts_where_it_is(going):
     assert going.go() == ""
     known = going.known()
     sheet = known.sheets()["pve2"]
+    assert not known.sheets()["pve1"].tenants
     assert {100, 101} <= {*sheet.tenants} and not sheet.tenants[100].held.cpus & sheet.tenants[101].held.cpus
     assert {guest.vmid: guest.rested_s for guest in known.guests()} == {100: 0.0, 101: 0.0}
 

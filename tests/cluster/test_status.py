@@ -4,6 +4,7 @@ import json
 
 from pxsched import output
 from pxsched.cluster import status, text, view
+from pxsched.cluster.known import Known
 
 
 def of(cluster, name="pve1"):
@@ -79,3 +80,14 @@ def test_colours_are_for_terminals_and_text_cannot_bring_its_own(monkeypatch, ca
     monkeypatch.setenv("NO_COLOR", "1")
     output.say_toned([("name", output.Tone.WARN)])
     assert capsys.readouterr().out == "name\n"
+
+
+def test_a_vm_that_goes_while_we_look_breaks_nothing(pair, run):
+    pair.vm("pve1", 100, "cores: 2\n", running=True)
+    pair.vm("pve2", 101, "cores: 2\n", running=True)
+    pair.publish()
+    looked = view.look(pair.root("pve1"))
+    assert set(looked.places) == {100, 101}
+    (pair.pve / "nodes/pve2/qemu-server/101.conf").unlink()
+    assert [row.vmid for row in status.of(looked).vms] == [100]
+    assert {*Known(looked).vms} == {100}
