@@ -161,8 +161,10 @@ def run(name, guests, total_mib, reserve_mib, hours, *, started):
         for guest in guests:
             guest.actual_mib = guest.minimum_mib  # as it starts them
     host = Host(guests, total_mib, rule)
-    for _ in range(int(hours * 360)):
+    for step in range(int(hours * 360)):
         host.tick()
+        if step < 360:
+            host.tally.first_hour_gib = host.tally.traffic_gib
     return host.tally
 
 
@@ -177,6 +179,7 @@ def main():
     parser.add_argument("--part", choices=PARTS, default="reporting")
     parser.add_argument("--kinds", action="store_true", help="guests of several kinds")
     parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES)
+    parser.add_argument("--later", action="store_true", help="say how much traffic is after the first hour")
     parser.add_argument("--least", action="store_true", help="only the least traffic there can be (OR-Tools)")
     options = parser.parse_args()
     rng = random.Random(options.seed)
@@ -210,10 +213,11 @@ def main():
                 mix(guests, rng)
             for rule in options.rules:
                 tally = run(rule, guests, capacity, reserve, options.hours, started=options.kinds)
+                later = f" ({tally.traffic_gib - tally.first_hour_gib:.0f} later)" if options.later else ""
                 print(
                     f"| {name} | {machine} | {rule} | {tally.starved_minutes:.0f} | "
                     f"{tally.worst_minutes:.0f} | {tally.wasted_gib:.2f} | {tally.mean_fairness:.3f} | "
-                    f"{tally.traffic_gib:.0f} | {tally.below_need} | {len(tally.pressed)} | "
+                    f"{tally.traffic_gib:.0f}{later} | {tally.below_need} | {len(tally.pressed)} | "
                     f"{tally.stuck_guests} | {tally.swapped_gib:.1f} |",
                     flush=True,
                 )

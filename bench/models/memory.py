@@ -26,6 +26,7 @@ class Tally:
     fairness: float = 0.0
     passes: int = 0
     traffic_gib: float = 0.0
+    first_hour_gib: float = 0.0
     below_need: int = 0
     swapped_gib: float = 0.0
     host_short_minutes: float = 0.0
