@@ -15,7 +15,9 @@ from pxsched import child, lock
 from pxsched.errors import UserError
 from pxsched.guest import process
 from pxsched.guest.process import Role
-from pxsched.host import memory
+from pxsched.host import cpulist, memory
+from pxsched.knobs.knob import Gone
+from pxsched.knobs.thread import ThreadAffinity
 from pxsched.ledger import file as ledgers
 from pxsched.node import figures, proofs, settle, trial
 from pxsched.node import sighting as nodes
@@ -127,9 +129,16 @@ def check(root: Root, vm: Subject, planned: Planned) -> None:
     wanted = planned.placement or vm.home
     if claim.placement.vcpus != wanted.vcpus or claim.policy != replace(vm.policy, **planned.overlay):
         raise Stopped(f"{planned.name} cannot be any more: its CPUs are gone, or are another VM's own")
-    found = process.threads(root, vm.process)
-    if {one.tid for one in found if one.role is Role.VCPU} != set(vm.tids):
+    vcpus = [one for one in process.threads(root, vm.process) if one.role is Role.VCPU]
+    if {one.tid for one in vcpus} != set(vm.tids):
         raise Stopped(f"the vCPUs of VM {vm.vmid} have changed")
+    for thread in vcpus if claim.policy.vcpu else ():
+        try:
+            cpus = ThreadAffinity(thread.tid, thread.start_ticks).read(root)
+        except (Gone, OSError):
+            continue  # the next look says what has become of it
+        if not cpulist.parse(cpus) <= planned.cpus:
+            raise Stopped(f"{planned.name} is not in force: a vCPU of VM {vm.vmid} may run on CPUs {cpus}")
 
 
 def run(

@@ -209,6 +209,15 @@ def test_what_changes_meanwhile_stops_a_proof_with_its_reason(node):
         proving.check(node.root, vm, way)
 
 
+def test_a_way_that_is_not_in_force_is_not_measured(node):
+    vm = ways.subject(nodes.open_node(node.root, {}), 100)
+    way = begin(node, "dedicated")
+    proving.check(node.root, vm, way)
+    node.masks[ThreadAffinity(10001, 100).key] = "0-11"
+    with pytest.raises(proving.Stopped, match="a vCPU of VM 100 may run on CPUs 0-11"):
+        proving.check(node.root, vm, way)
+
+
 def test_putting_everything_back_ends_the_trial_as_well(node):
     begin(node, "stock")
     settle.restore_all(node.root)
