@@ -17,6 +17,8 @@ CHECKOUT = Path(__file__).parents[2]
 PACKAGES = (
     "python3", "python3-filelock", "python3-proxmoxer", "python3-psutil", "python3-pyroute2",
     "python3-requests", "systemd",
+    # For guests in a stand-in node, and `top`.
+    "busybox-static", "python3-rich", "qemu-system-x86",
 )  # fmt: skip
 SUITES = ("bookworm", "trixie")
 TOOLS = ("mmdebstrap", "unshare", "chroot", "mount")

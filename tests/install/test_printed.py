@@ -1,5 +1,7 @@
 """Every command that README, the page on rollout and help texts print is run as it is printed, from each way
-to have pxsched. A stand-in node is what they see, with two VMs.
+to have pxsched: the checkout, a wheel, install.sh and the Debian package, the last two on Debian.
+
+A stand-in node is what they see, with two VMs; what needs a Proxmox node finds the one of `conftest`.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from pxsched import cli
 
 from .conftest import CHECKOUT, _what_git_does_not_know
 
-WORDS = r"(?:pxsched|\./install\.sh|\./tests/run|\.ci/run|qm|apt|systemctl|dpkg-buildpackage|mkdir)"
+WORDS = r"(?:pxsched|\./install\.sh|\./tests/run|\.ci/run|qm|apt|apt-get|systemctl|dpkg-buildpackage|mkdir)"
 COMMAND = re.compile(rf"(?:[A-Z_]+='[^']*' )?{WORDS} .*|\.\S+", re.ASCII)
 
 NOT_HERE = {
@@ -223,4 +225,39 @@ def test_on_this_machine(way, place, machines):
     world.write(REST)
     driver = ["sh", str(world.base / "driver"), str(world.base)]
     subprocess.run(driver, env=world.environment(path), check=True, timeout=500)
+    assert not (wrong := world.judge()), "\n\n".join(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.measures
+def test_from_install_sh(machine, machines):
+    """The demo and the shell of a checkout, an installation, and its end."""
+    # The demo takes a minute: on one of the two.
+    demo = ("./install.sh --demo",) if machine.suite == "trixie" else ()
+    first = (*demo, "./install.sh --shell", "./install.sh --dry-run", "./install.sh")
+    last = (
+        "pxsched node uninstall --dry-run", "./install.sh --uninstall",
+        "./install.sh --uninstall --remove-stub", "./install.sh --clean",
+    )  # fmt: skip
+    in_root(machine, machines, (*first, "pxsched node install --storage local"), last)
+    assert not machine.path("opt/pxsched").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.measures
+@pytest.mark.parametrize("machine", ["bookworm"], indirect=True)
+def test_from_the_package(machine, machines, package):
+    shutil.copy(package, machine.path(package.name))
+    last = ("pxsched node uninstall --dry-run", "apt remove pxsched")
+    in_root(machine, machines, ("apt install ../pxsched_*.deb",), last)
+    assert not machine.path("usr/bin/pxsched").exists()
+
+
+def in_root(machine, machines, first: tuple[str, ...], last: tuple[str, ...]) -> None:
+    machine.path("world").mkdir()
+    world = World(machine.path("world"), "/world", machines)
+    world.write(REST, first, last)
+    terminals = "mount -t devpts -o ptmxmode=0666 devpts /dev/pts; ln -sf pts/ptmx /dev/ptmx"
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    machine.run("sh", "-c", f"{terminals}; sh /world/driver /world", **world.environment(path))
     assert not (wrong := world.judge()), "\n\n".join(wrong)
