@@ -76,7 +76,7 @@ def controller(request, machine, tmp_path):
     return Controller(machine, work, pxsched_archive=str(archive(work)))
 
 
-@pytest.mark.parametrize("machine", ["trixie"], indirect=True)
+@pytest.mark.parametrize("machine", ["bookworm"], indirect=True)
 def test_it_installs_and_opts_in_once_and_takes_all_of_it_away(controller):
     node = controller.machine
     tagged, other = node.vm(100, "tags: db\n"), node.vm(101)
