@@ -322,7 +322,7 @@ def test_a_drain_is_executable_and_names_whoever_stays(found, effort):
     assert planner.plan(after, guests, known, drain="n0").moves == ()
 
 
-MOST_EXAMPLES = 150
+MOST_EXAMPLES = 400
 
 
 @pytest.mark.parametrize("size", [None, 2])
