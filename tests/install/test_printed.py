@@ -1,5 +1,5 @@
 """Every command that README, the page on rollout and help texts print is run as it is printed, from each way
-to have pxsched: the checkout, a wheel, install.sh and the Debian package, the last two on Debian.
+to have pxsched: the checkout, a wheel, install.sh and the Debian package, the last two on Debian 12 and 13.
 
 A stand-in node is what they see, with two VMs; what needs a Proxmox node finds the one of `conftest`.
 """
@@ -245,7 +245,6 @@ def test_from_install_sh(machine, machines):
 
 @pytest.mark.slow
 @pytest.mark.measures
-@pytest.mark.parametrize("machine", ["bookworm"], indirect=True)
 def test_from_the_package(machine, machines, package):
     shutil.copy(package, machine.path(package.name))
     last = ("pxsched node uninstall --dry-run", "apt remove pxsched")
