@@ -163,6 +163,24 @@ def test_all_grow_under_a_limit_of_the_host_and_get_the_same(guests):
         guests.unhurt(vmid)
 
 
+def test_a_host_that_runs_short_takes_from_all_the_same_before_its_kernel_would_kill(guests):
+    for vmid in guests.vmids:
+        balloon.set_target(guests.host.root, vmid, 320, patience_s=5.0)
+    deadline = time.monotonic() + 30
+    while min(guests.sizes()) < 318:
+        assert time.monotonic() < deadline, guests.sizes()
+        time.sleep(0.5)
+    for held_mib in (180, 0):  # touched, and free again
+        for vmid in guests.vmids:
+            guests.hold(vmid, held_mib)
+    guests.limit_mib = 4 * 220
+    assert guests.until(lambda: sum(guests.sizes()) <= guests.limit_mib + 24), guests.sizes()
+    sizes = guests.sizes()
+    assert max(sizes) - min(sizes) < 45, sizes
+    for vmid in guests.vmids:
+        guests.unhurt(vmid)
+
+
 def test_of_two_that_grow_one_stops_and_the_other_gets_its_memory(guests):
     one, other, *_ = guests.vmids
     guests.limit_mib = 2 * LOW + 440
