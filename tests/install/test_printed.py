@@ -26,6 +26,7 @@ COMMAND = re.compile(rf"(?:[A-Z_]+='[^']*' )?{WORDS} .*|\.\S+", re.ASCII)
 NOT_HERE = {
     "PXSCHED_TOKEN='audit@pve!ro=...' pxsched list --host pve1.example.org":
         "needs a cluster's API; tests/optin/test_https.py has one",
+    "apt-get build-dep ./": "fetches a compiler; tools/release runs it in bare roots",
     "dpkg-buildpackage -us -uc -b": "made the package that is installed here",
     "systemctl stop pxsched.timer": "needs systemd; the timer is not running here to begin with",
     "pxsched sandbox demo": "tests/sandbox/test_demo.py runs it, ./install.sh --demo here",
