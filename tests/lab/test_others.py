@@ -1,6 +1,5 @@
 """Everybody on the node: VMs that are not opted in, a container shaped as Proxmox makes it, host tasks."""
 
-import os
 import re
 from collections.abc import Iterator
 
@@ -10,8 +9,6 @@ from lab.node import Node
 from lab.polling import poll
 from lab.product import HOOK, Product
 
-# Written, and not yet seen to pass to the end; PXSCHED_LAB_UNPROVEN=1 runs them.
-UNPROVEN = pytest.mark.skipif("PXSCHED_LAB_UNPROVEN" not in os.environ, reason="not yet seen to pass")
 OWN = frozenset(range(4, 8))
 SETTINGS = '[node]\n{node}\n[vm.100]\nclass = "dedicated"\ncpus = "4-7"\n'
 CONFINED = 'isolation = "slices"\nothers = "confine"\ndevice_interrupts = true'
@@ -67,7 +64,6 @@ def container(node: Node) -> Iterator[int]:
             node.shell(f"echo -{name} > /sys/fs/cgroup/cgroup.subtree_control")
 
 
-@UNPROVEN
 def test_nobody_else_may_run_on_dedicated_cpus_after_one_pass(
     node: Node, product: Product, container: int
 ) -> None:
@@ -99,7 +95,6 @@ def test_nobody_else_may_run_on_dedicated_cpus_after_one_pass(
     assert {who for who in still if before[who] != after[who]} == set()
 
 
-@UNPROVEN
 def test_what_may_run_on_dedicated_cpus_is_said(node: Node, product: Product, container: int) -> None:
     product.configure(SETTINGS.format(node=""))
     node.rom_guest(200)
@@ -115,7 +110,6 @@ def test_what_may_run_on_dedicated_cpus_is_said(node: Node, product: Product, co
     assert 'isolation = "slices"' in remedies
 
 
-@UNPROVEN
 def test_passes_that_are_killed_are_made_good_by_the_next(
     node: Node, product: Product, container: int
 ) -> None:
