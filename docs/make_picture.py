@@ -5,6 +5,7 @@ python3 docs/make_picture.py > docs/node.svg
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -45,14 +46,22 @@ def machine() -> Topology:
     )
 
 
-def main() -> None:
-    topology = machine()
-    host = Host(topology, housekeeping=frozenset({0, CORES}), reserved=frozenset({0, CORES}))
+def placed_on(
+    topology: Topology, housekeeping: frozenset[int], vms: Sequence[tuple[int, int, VmClass]]
+) -> list[Claim]:
+    """These VMs (number, vCPUs, class), one after the other where placement puts them."""
+    host = Host(topology, housekeeping=housekeeping, reserved=housekeeping)
     claims: list[Claim] = []
-    for vmid, vcpus, vm_class in VMS:
+    for vmid, vcpus, vm_class in vms:
         request = Request(vmid, vcpus, 16384, vm_class)
         placed = place(host, [holding(claim) for claim in claims], request)
         claims.append(Claim(placed, State.RUNNING))
+    return claims
+
+
+def main() -> None:
+    topology = machine()
+    claims = placed_on(topology, frozenset({0, CORES}), VMS)
     picture = svg.draw(topology, claims)
     if sys.argv[1:] == ["--html"]:
         lines = [_line(topology, claim.placement, number) for number, claim in enumerate(claims)]

@@ -150,7 +150,7 @@ def _vms(frame: Frame, width: int, selected: int | None) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 1), expand=False)
     for title, justify in COLUMNS:
         table.add_column(title, justify=justify, no_wrap=True, overflow="ellipsis")
-    most = max(12, width - 58)
+    most = max(12, width - 60)
     for row in frame.rows:
         style = "reverse" if row.vmid == selected else "dim" if not row.vcpus else ""
         waits = Text(_number(row.waiting), style="red" if (row.waiting or 0) >= 0.5 else "")

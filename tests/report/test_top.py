@@ -84,6 +84,7 @@ def test_no_line_is_wider_than_the_terminal_and_every_cpu_and_vm_is_there(width,
     assert blocks == cpus
     for row in rows:
         assert any(f" {row.vmid} " in line for line in lines), row.vmid
+    assert any(line.split()[-3:] == ["waits", "MiB", "balloon"] for line in lines)
 
 
 def test_a_cpus_use_is_told_by_the_height_of_its_block():
