@@ -186,6 +186,11 @@ def _set_aside(path: str, aside: str) -> None:
         raise UserError(f"cannot move {path} aside: {error.strerror}") from error
 
 
+def is_damaged(root: Root) -> bool:
+    """Whether a damaged file was set aside that nobody has mourned yet."""
+    return any(root.exists(f"{file}{DAMAGED}") for file in (FILE, PREVIOUS))
+
+
 def mourn(root: Root) -> list[str]:
     """Keeps damaged files under another name, once what can be known without them is put back; gives it."""
     found = []

@@ -209,9 +209,13 @@ def restore_all(root: Root) -> Report:
             report.failed += [f"{key}: another process has it in hand" for key in sorted(lent)]
             break
         time.sleep(0.1)
-    if lost := ledgers.mourn(root):
+    if ledgers.is_damaged(root):
         from pxsched.node import salvage
 
-        report.failed.append(f"the ledger was damaged, and is kept as {' and '.join(lost)}")
-        salvage.run(root, report)
+        # Only then are the files mourned: whoever is killed before leaves them to the next run.
+        salvaged = Report()
+        salvage.run(root, salvaged)
+        lost = " and ".join(ledgers.mourn(root))
+        report.failed.append(f"the ledger was damaged, and is kept as {lost}")
+        _join(report, salvaged)
     return report

@@ -22,12 +22,14 @@ from pxsched.placement.request import VmClass
 from pxsched.value import replace
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-CHILD = """
-import resource, sys
+CHILD = r"""
+import re, resource, sys
 from pxsched import cli
 code = cli.main(sys.argv[1:])
 spent = resource.getrusage(resource.RUSAGE_SELF)
-print(f"cpu {spent.ru_utime + spent.ru_stime:.3f} peak {spent.ru_maxrss // 1024}", file=sys.stderr)
+# Not ru_maxrss: that begins with what the process had that started this one.
+peak_kib = int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
+print(f"cpu {spent.ru_utime + spent.ru_stime:.3f} peak {peak_kib // 1024}", file=sys.stderr)
 """
 
 
