@@ -15,7 +15,7 @@ E = TypeVar("E")
 MOST_BYTES = 16 << 20
 # What a document may take in memory, and what its parts take there at most (CPython 3.11 to 3.13, 64 bits): a
 # list and an object of one member, a number or short text, and a character beyond ASCII, as all around it.
-MOST_MEMORY = 64 << 20
+MOST_MEMORY = 48 << 20
 _LIST, _OBJECT, _VALUE, _WIDE = 96, 240, 56, 4
 MOST_DIGITS = 19  # of a whole number: what fits into 64 bits
 INT64 = (1 << 63) - 1
