@@ -1,18 +1,11 @@
 """A proof on a node with real CPUs to take away: what ends it, and that everything is as before."""
 
 import json
-import os
-
-import pytest
 
 from lab.node import Node
 from lab.polling import poll
 from lab.product import HOOK, Product
 
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("PXSCHED_LAB_PROVE"),
-    reason="not seen to end yet: PXSCHED_LAB_PROVE=1 runs it; tests/node/test_trial.py has the same as files",
-)
 TRIAL = "/run/pxsched/trial.json"
 
 

@@ -4,7 +4,6 @@ Guests with several vCPUs hang in the emulation's single thread, so this node ha
 model is an Intel one: the emulated AMD host has no topoext to give it.
 """
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,9 +12,6 @@ from lab import guests, image, recipe
 from lab.machine import Machine, Shape
 from lab.node import Node
 from lab.product import HOOK, Product
-
-# Written, and not yet seen to pass; PXSCHED_LAB_UNPROVEN=1 runs them.
-UNPROVEN = pytest.mark.skipif("PXSCHED_LAB_UNPROVEN" not in os.environ, reason="not yet seen to pass")
 
 # Two cores with both siblings, one of each NUMA node.
 PINS = (2, 3, 8, 9)
@@ -36,7 +32,6 @@ def threaded() -> Iterator[Node]:
         yield Node(machine)
 
 
-@UNPROVEN
 def test_a_linux_guest_sees_the_siblings_and_nodes_that_its_vcpus_run_on(threaded: Node) -> None:
     product = Product(threaded)
     product.install()
