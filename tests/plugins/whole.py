@@ -333,9 +333,11 @@ class Whole:
         return {cpulist.format(os.sched_getaffinity(tid)) for tid in tids}
 
     def held(self) -> list[str]:
-        """The files that say what is ours; locks, settings and what was measured stay behind."""
-        names = sorted(os.listdir(self.base / "run/pxsched"))
-        return [name for name in names if not name.endswith("lock") and not name.startswith(STAYING)]
+        """The files that say what is ours; locks, settings and what was measured stay behind, and so may what
+        a killed write had begun, which nobody reads and the next one replaces.
+        """
+        names = (name for name in sorted(os.listdir(self.base / "run/pxsched")) if not name.startswith(STAYING))
+        return [name for name in names if not name.endswith(("lock", ".new"))]
 
 
 def _at_once(root: Root, path: str, value: str) -> None:
