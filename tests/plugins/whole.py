@@ -336,8 +336,9 @@ class Whole:
         """The files that say what is ours; locks, settings and what was measured stay behind, and so may what
         a killed write had begun, which nobody reads and the next one replaces.
         """
-        names = (name for name in sorted(os.listdir(self.base / "run/pxsched")) if not name.startswith(STAYING))
-        return [name for name in names if not name.endswith(("lock", ".new"))]
+        names = sorted(os.listdir(self.base / "run/pxsched"))
+        ours = [name for name in names if not name.startswith(STAYING)]
+        return [name for name in ours if not name.endswith(("lock", ".new"))]
 
 
 def _at_once(root: Root, path: str, value: str) -> None:
