@@ -75,7 +75,7 @@ ATOMS = (
 )  # fmt: skip
 
 
-@given(st.recursive(ATOMS, lambda one: st.lists(one) | st.dictionaries(st.text(), one), max_leaves=20))
+@given(st.recursive(ATOMS, lambda one: st.lists(one) | st.dictionaries(st.text(), one), max_leaves=8))
 def test_other_documents_are_as_json_says(effort, document):
     assert stored.parse(json.dumps(document)) == document
 

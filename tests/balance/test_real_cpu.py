@@ -150,6 +150,7 @@ def eventually(condition, *, within_s=30.0):
     return False
 
 
+@pytest.mark.slow
 def test_a_vm_gets_cpus_beside_a_burning_host_task(host):
     host.settings('[defaults]\ncpus = "0-1"\n')
     crowd(host, 1)

@@ -248,6 +248,7 @@ def test_a_guest_that_came_to_ha_since_is_not_moved_behind_its_back(going):
     assert going.proxmox.asked == []
 
 
+@pytest.mark.slow
 def test_the_command_makes_the_moves_only_when_asked(going, run, monkeypatch):
     monkeypatch.setattr("pxsched.cluster.commands.local_api", lambda root: going.api)
     monkeypatch.setattr("pxsched.cluster.carry.Pace.poll_s", 0.01)

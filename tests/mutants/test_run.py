@@ -28,6 +28,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_mistakes_are_noticed_or_not_and_the_tree_is_as_before(tree):
     before = (tree / "a.py").read_text()
     outcomes = [mutants.try_one(mutant, tree, mutants.Sound()) for mutant in mutants.read(LIST)]

@@ -22,7 +22,8 @@ class Browser:
         self.loaded: list[str] = []
         self._number = 0
         self._rest = b""
-        self._profile = tempfile.TemporaryDirectory()
+        # Its children write on for a moment after it was killed.
+        self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         commands, self._out = os.pipe()
         self._in, answers = os.pipe()
 
