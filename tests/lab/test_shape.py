@@ -4,6 +4,7 @@ Guests with several vCPUs hang in the emulation's single thread, so this node ha
 model is an Intel one: the emulated AMD host has no topoext to give it.
 """
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -32,6 +33,10 @@ def threaded() -> Iterator[Node]:
         yield Node(machine)
 
 
+@pytest.mark.skipif(
+    "PXSCHED_LAB_THREADED" not in os.environ,
+    reason="an emulated machine with several threads hangs every other time: PXSCHED_LAB_THREADED=1 runs it",
+)
 def test_a_linux_guest_sees_the_siblings_and_nodes_that_its_vcpus_run_on(threaded: Node) -> None:
     product = Product(threaded)
     product.install()
