@@ -13,7 +13,7 @@ from pxsched.placement.defrag import Span
 from pxsched.placement.machine import Machine, machine_of, mask_of
 from pxsched.placement.memory import divide, free_memory
 from pxsched.placement.occupancy import demand_of, occupancy
-from pxsched.placement.request import Foreign, Holding, Host, Placement, Request, VmClass
+from pxsched.placement.request import EXCLUSIVE, Foreign, Holding, Host, Placement, Request, VmClass
 from pxsched.placement.search import place, rehome
 from pxsched.value import NOTHING, Value, replace
 
@@ -186,7 +186,7 @@ def _change(
 
 def owns(vm: Holding | Placement) -> bool:
     """Whether it has CPUs of its own."""
-    return vm.vm_class in (VmClass.DEDICATED, VmClass.PINNED)
+    return vm.vm_class in EXCLUSIVE
 
 
 def least(sheet: Paper, vcpus: int) -> Span:

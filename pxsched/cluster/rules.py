@@ -17,7 +17,7 @@ from pxsched.cluster.ha import Ha, Rule
 from pxsched.cluster.known import Known
 from pxsched.cluster.view import Vm
 from pxsched.errors import UserError
-from pxsched.placement.request import VmClass
+from pxsched.placement.request import EXCLUSIVE
 from pxsched.proxmox.api import Api, Method
 from pxsched.value import Value
 
@@ -76,7 +76,7 @@ def _cares(known: Known, vm: Vm) -> str:
     if vm.machine.hugepage_mib is not None:
         return "has huge pages"
     vm_class = known.request(vm.vmid, vm.node).vm_class
-    return f"is {vm_class.value}" if vm_class in (VmClass.DEDICATED, VmClass.PINNED) else ""
+    return f"is {vm_class.value}" if vm_class in EXCLUSIVE else ""
 
 
 def decide(vm: Vm, kind: str, fits: Sequence[str], usable: Collection[str], ha: Ha, now_s: float) -> Step:

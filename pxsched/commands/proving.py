@@ -9,9 +9,9 @@ from types import FrameType
 
 from pxsched.arguments import add, print_json, vmid
 from pxsched.errors import Exit, UserError
-from pxsched.ledger.claim import EXCLUSIVE
 from pxsched.node import proofs, proving, ways
 from pxsched.output import progress, say
+from pxsched.placement.request import EXCLUSIVE
 from pxsched.proof import way as kinds
 from pxsched.proof.block import Block
 from pxsched.proof.result import Result

@@ -12,12 +12,13 @@ from pxsched.host import cpulist, topology
 from pxsched.host.topology import Topology
 from pxsched.knobs.knob import from_key
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.claim import EXCLUSIVE, Claim
+from pxsched.ledger.claim import Claim
 from pxsched.ledger.journal import NODE, Entry
 from pxsched.node import planning
 from pxsched.node import sighting as nodes
 from pxsched.node.planning import Plan
 from pxsched.output import say
+from pxsched.placement.request import EXCLUSIVE
 from pxsched.root import Root
 from pxsched.value import plain
 

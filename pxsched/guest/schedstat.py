@@ -13,7 +13,7 @@ import resource
 import time
 from collections.abc import Iterable, Mapping
 
-from pxsched.guest.process import Process
+from pxsched.guest.process import Process, threads
 from pxsched.root import Root
 from pxsched.value import Value
 
@@ -132,6 +132,13 @@ class Reader:
             return 0
         match = re.search(r"^throttled_(usec|time) (\d{1,18})$", text, re.MULTILINE)
         return 0 if match is None else int(match[2]) * (1000 if match[1] == "usec" else 1)
+
+
+def of_process(root: Root, process: Process) -> Mapping[int, tuple[int, int]]:
+    """Of all threads of a VM's process: ns run and waited since they began, by id; empty once it is gone."""
+    wanted = Wanted(0, process, tuple(thread.tid for thread in threads(root, process)))
+    found = Reader(root).read([wanted]).get(0)
+    return {} if found is None else found.threads
 
 
 def _cpu_stat(root: Root, vmid: int) -> str:

@@ -14,14 +14,13 @@ from pxsched import stored
 from pxsched.errors import UserError
 from pxsched.guest.process import Process
 from pxsched.host import cpulist
-from pxsched.placement.request import Holding, Placement, VmClass
+from pxsched.placement.request import EXCLUSIVE, Holding, Placement, VmClass
 from pxsched.settings.policy import Policy, Smt
 from pxsched.stored import Damaged
 from pxsched.value import Value, items, replace
 
 # More than any machine has CPUs for; keeps a damaged count from filling the memory.
 MOST_VCPUS = 8192
-EXCLUSIVE = (VmClass.PINNED, VmClass.DEDICATED)
 
 
 class State(StrEnum):

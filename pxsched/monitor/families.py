@@ -96,26 +96,20 @@ def _vms(facts: Facts) -> "Iterator[Metric]":
         (((vm.vmid, kind), len(vm.open_to(kind))) for vm in facts.exclusive for kind in Kind),
         "vmid", "to",
     )  # fmt: skip
-    yield _counter(
-        "pxsched_vm_run_seconds_total", "Time the VM's threads ran",
-        (((vmid,), run.total.ran_ns / 1e9) for vmid, run in sorted(facts.runs.items())), "vmid",
-    )  # fmt: skip
-    yield _counter(
-        "pxsched_vm_wait_seconds_total", "Time the VM's threads waited for a CPU",
-        (((vmid,), run.total.waited_ns / 1e9) for vmid, run in sorted(facts.runs.items())), "vmid",
-    )  # fmt: skip
-    yield _gauge(
-        "pxsched_vm_contention_ratio", "Part of the CPU time it is due that the VM lacked at the last pass",
-        (((vmid,), value) for vmid, value in sorted(facts.contention.items()) if vmid in held), "vmid",
-    )  # fmt: skip
-    sizes = (((vmid,), mib * MIB) for vmid, mib in sorted(facts.balloons_mib.items()) if vmid in held)
-    yield _gauge("pxsched_vm_balloon_bytes", "Memory the VM's balloon leaves it", sizes, "vmid")
-    targets = (((vm.vmid,), vm.balloon_mib * MIB) for vm in claims if vm.balloon_mib is not None)
-    yield _gauge("pxsched_vm_balloon_target_bytes", "What its balloon is to leave it", targets, "vmid")
-    yield _counter(
-        "pxsched_vm_starts_refused_total", "Starts of a strict VM that were refused",
-        (((vmid,), times) for vmid, times in sorted(facts.refused.items())), "vmid",
-    )  # fmt: skip
+    ran = {vmid: run.total.ran_ns / 1e9 for vmid, run in facts.runs.items()}
+    yield _counter("pxsched_vm_run_seconds_total", "Time the VM's threads ran", _by(ran), "vmid")
+    waited = {vmid: run.total.waited_ns / 1e9 for vmid, run in facts.runs.items()}
+    what = "Time the VM's threads waited for a CPU"
+    yield _counter("pxsched_vm_wait_seconds_total", what, _by(waited), "vmid")
+    lacks = {vmid: lack for vmid, lack in facts.contention.items() if vmid in held}
+    what = "Part of the CPU time it is due that the VM lacked at the last pass"
+    yield _gauge("pxsched_vm_contention_ratio", what, _by(lacks), "vmid")
+    sizes = {vmid: mib * MIB for vmid, mib in facts.balloons_mib.items() if vmid in held}
+    yield _gauge("pxsched_vm_balloon_bytes", "Memory the VM's balloon leaves it", _by(sizes), "vmid")
+    targets = {vm.vmid: vm.balloon_mib * MIB for vm in claims if vm.balloon_mib is not None}
+    yield _gauge("pxsched_vm_balloon_target_bytes", "What its balloon is to leave it", _by(targets), "vmid")
+    what = "Starts of a strict VM that were refused"
+    yield _counter("pxsched_vm_starts_refused_total", what, _by(facts.refused), "vmid")
 
 
 def _knobs(entries: Mapping[str, Entry]) -> "Iterator[Metric]":
@@ -124,11 +118,9 @@ def _knobs(entries: Mapping[str, Entry]) -> "Iterator[Metric]":
     for entry in entries.values():
         held[entry.plugin] = held.get(entry.plugin, 0) + 1
         refused[entry.plugin] = refused.get(entry.plugin, 0) + bool(entry.note)
-    yield _gauge(
-        "pxsched_knobs", "Values that pxsched has changed and will put back", _by_name(held), "plugin"
-    )
+    yield _gauge("pxsched_knobs", "Values that pxsched has changed and will put back", _by(held), "plugin")
     what = "Knobs that the kernel would not set as wanted"
-    yield _gauge("pxsched_knobs_refused", what, _by_name(refused), "plugin")
+    yield _gauge("pxsched_knobs_refused", what, _by(refused), "plugin")
 
 
 def _passes(passes: Passes) -> "Iterator[Metric]":
@@ -136,22 +128,19 @@ def _passes(passes: Passes) -> "Iterator[Metric]":
     yield _counter("pxsched_pass_seconds_total", "Time all passes took", [((), passes.seconds)])
     yield _gauge("pxsched_last_pass_timestamp_seconds", "When the last pass began", [((), passes.began_s)])
     yield _gauge("pxsched_last_pass_seconds", "Time the last pass took", [((), passes.lasted_s)])
-    yield _counter("pxsched_moves_total", "Moves of a VM's vCPUs", _by_vmid(passes.moves), "vmid")
+    yield _counter("pxsched_moves_total", "Moves of a VM's vCPUs", _by(passes.moves), "vmid")
     what = "Sizes a guest's balloon was given"
-    yield _counter("pxsched_balloon_changes_total", what, _by_vmid(passes.balloons), "vmid")
+    yield _counter("pxsched_balloon_changes_total", what, _by(passes.balloons), "vmid")
     what = "Times the timer found a knob turned by somebody else"
-    yield _counter("pxsched_knob_drifts_total", what, _by_name(passes.drifts), "plugin")
+    yield _counter("pxsched_knob_drifts_total", what, _by(passes.drifts), "plugin")
     yield _counter("pxsched_failures_total", "What passes could not do", [((), passes.failures)])
     what = "VMs for which the last pass found no place"
     yield _gauge("pxsched_vms_unplaced", what, [((), len(passes.unplaced))])
 
 
-def _by_vmid(counts: Mapping[int, int]) -> Rows:
-    return [((vmid,), times) for vmid, times in sorted(counts.items())]
-
-
-def _by_name(counts: Mapping[str, int]) -> Rows:
-    return [((name,), times) for name, times in sorted(counts.items())]
+def _by(values: Mapping[int, float] | Mapping[str, float]) -> Rows:
+    """A row for each VM or plugin, in order."""
+    return [((key,), value) for key, value in sorted(values.items())]
 
 
 def _gauge(name: str, what: str, rows: Rows, *labels: str) -> "Metric":

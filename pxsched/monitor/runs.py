@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pxsched import lock, state, stored
 from pxsched.errors import UserError
-from pxsched.guest import process, schedstat
+from pxsched.guest import schedstat
 from pxsched.ledger.claim import Claim
 from pxsched.root import Root
 from pxsched.value import NOTHING, Value
@@ -74,8 +74,10 @@ def count(root: Root, claims: Iterable[Claim]) -> Mapping[int, Run]:
         runs, _ = state.load(root, FILE, _from_json, set_aside=True)
         runs = dict(runs or {})
         for claim in claims:
-            if claim.process is not None and (threads := _threads(root, claim.process)):
-                runs[claim.vmid] = counted(runs.get(claim.vmid), claim.process.start_ticks, threads)
+            if claim.process is None or not (found := schedstat.of_process(root, claim.process)):
+                continue
+            threads = {tid: Time(*time) for tid, time in found.items()}
+            runs[claim.vmid] = counted(runs.get(claim.vmid), claim.process.start_ticks, threads)
         try:
             state.save(root, FILE, {str(vmid): run.to_json() for vmid, run in runs.items()})
         except OSError as error:
@@ -85,9 +87,3 @@ def count(root: Root, claims: Iterable[Claim]) -> Mapping[int, Run]:
 
 def _from_json(value: object) -> dict[int, Run]:
     return stored.by_vmid(value, Run.from_json)
-
-
-def _threads(root: Root, found: process.Process) -> dict[int, Time]:
-    tids = tuple(thread.tid for thread in process.threads(root, found))
-    counters = schedstat.Reader(root).read([schedstat.Wanted(0, found, tids)])
-    return {tid: Time(*time) for tid, time in counters[0].threads.items()} if counters else {}

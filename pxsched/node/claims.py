@@ -77,15 +77,15 @@ def update(
         if fence is not None:
             wish = replace(wish, fence=fence.cpus, fence_name=fence.name)
         asked.append((wish, sighting, policy))
-    asked.sort(key=lambda wish: (_ORDER[wish[0].vm_class], wish[0].vmid not in ledger.claims, wish[0].vmid))
     trial = trials.load(node.root)
     if trial is not None:
         newcomers = (wish.vm_class for wish, _, _ in asked if wish.vmid not in ledger.claims)
         if trials.yields(trial, ledger, newcomers):
             ledger.claims[trial.vmid] = trials.back(ledger.claims[trial.vmid])
             changes.called_off, trial = trial.vmid, None
-    # Whoever is on trial comes first: by its place others know what they may have.
-    asked.sort(key=lambda wish: trial is None or wish[0].vmid != trial.vmid)
+    asked.sort(key=lambda wish: (_ORDER[wish[0].vm_class], wish[0].vmid not in ledger.claims, wish[0].vmid))
+    if trial is not None:  # by its place others know what they may have
+        asked.sort(key=lambda wish: wish[0].vmid != trial.vmid)
     taken: frozenset[int] | None = None
     around = _Around(node, {*ledger.claims, *(wish.vmid for wish, _, _ in asked)})
     for wish, sighting, policy in asked:

@@ -1,7 +1,7 @@
 """What a pass would do for one VM, without doing it; and how the knobs in the journal stand now."""
 
 from pxsched.errors import UserError
-from pxsched.guest import process
+from pxsched.guest import schedstat
 from pxsched.guest.process import Process
 from pxsched.knobs import knob as knobs
 from pxsched.knobs.knob import Gone
@@ -96,10 +96,5 @@ def run_delay(root: Root, claim: Claim) -> dict[str, int] | None:
     """Nanoseconds that the VM's threads ran and waited since they began (/proc/PID/task/TID/schedstat)."""
     if claim.process is None:
         return None
-    ran_ns = waited_ns = 0
-    for thread in process.threads(root, claim.process):
-        words = (root.read(f"proc/{claim.process.pid}/task/{thread.tid}/schedstat") or "").split()
-        if len(words) >= 2:
-            ran_ns += int(words[0])
-            waited_ns += int(words[1])
-    return {"ran_ns": ran_ns, "waited_ns": waited_ns}
+    found = schedstat.of_process(root, claim.process).values()
+    return {"ran_ns": sum(ran for ran, _ in found), "waited_ns": sum(waited for _, waited in found)}

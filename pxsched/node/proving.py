@@ -22,7 +22,6 @@ from pxsched.ledger import file as ledgers
 from pxsched.node import figures, proofs, settle, trial
 from pxsched.node import sighting as nodes
 from pxsched.node.figures import Reader, Wakeups
-from pxsched.node.sighting import Node
 from pxsched.node.trial import Trial
 from pxsched.node.ways import Planned, Subject
 from pxsched.proof.block import Block, order
@@ -141,6 +140,20 @@ def check(root: Root, vm: Subject, planned: Planned) -> None:
             raise Stopped(f"{planned.name} is not in force: a vCPU of VM {vm.vmid} may run on CPUs {cpus}")
 
 
+def blank(root: Root, vm: Subject, ways: Sequence[Planned], block_s: float, settle_s: float) -> Result:
+    """A proof of which nothing is known yet."""
+    return Result(
+        vm.vmid,
+        proofs.identity_of(root, vm.vmid),
+        tuple(one.name for one in ways),
+        {one.name: one.place for one in ways},
+        {one.name: dict(one.settings) for one in ways},
+        time.time(),
+        block_s,
+        settle_s,
+    )
+
+
 def run(
     root: Root,
     vm: Subject,
@@ -153,16 +166,7 @@ def run(
     """The whole proof; what it learned is kept. tell: called after each block. Raises UserError when it
     cannot begin; what stops it later is in the result.
     """
-    result = Result(
-        vm.vmid,
-        proofs.identity_of(root, vm.vmid),
-        tuple(one.name for one in ways),
-        {one.name: one.place for one in ways},
-        {one.name: dict(one.settings) for one in ways},
-        time.time(),
-        plan.block_s,
-        plan.settle_s,
-    )
+    result = blank(root, vm, ways, plan.block_s, plan.settle_s)
     by_name, lot = {one.name: one for one in ways}, SystemRandom()
     blocks: list[Block] = []
     reader = Reader(root, vm.vmid, vm.process, vm.tids)
@@ -229,10 +233,3 @@ def _wait(root: Root, vm: Subject, lasts_s: float, wakeups: Wakeups | None = Non
             raise Stopped(f"VM {vm.vmid} has stopped")
         if not root.exists(trial.FILE):
             raise Stopped("another VM looks for a place")
-
-
-def look(root: Root, vmid: int) -> tuple[Node, Subject]:
-    """Raises UserError as `ways.subject` does."""
-    from pxsched.node import ways
-
-    return ways.look(root, vmid)

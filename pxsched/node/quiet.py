@@ -14,7 +14,6 @@ from pxsched.errors import UserError
 from pxsched.guest import process
 from pxsched.guest.process import Process
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.claim import EXCLUSIVE
 from pxsched.lock import Locked
 from pxsched.node import figures, proofs, proving, trial
 from pxsched.node import sighting as nodes
@@ -22,6 +21,7 @@ from pxsched.node import ways as planning
 from pxsched.node.figures import Reading, Turns
 from pxsched.node.sighting import Node
 from pxsched.node.ways import Planned, Subject
+from pxsched.placement.request import EXCLUSIVE
 from pxsched.proof import way as kinds
 from pxsched.proof.block import Block, order
 from pxsched.proof.result import Result
@@ -210,9 +210,6 @@ def _earlier(root: Root, vm: Subject, planned: tuple[Planned, ...]) -> Result:
     before = proofs.load(root, vm.vmid)
     fresh = before is None or not before.quiet or before.ways != names
     if before is None or fresh or time.time() - before.began_s > AGAIN_S:
-        return Result(
-            vm.vmid, proofs.identity_of(root, vm.vmid), names, {one.name: one.place for one in planned},
-            {one.name: dict(one.settings) for one in planned}, time.time(), BLOCK_S, SETTLE_S,
-            absent={"hardware counters": "they are read by `pxsched prove VMID` only"}, quiet=True,
-        )  # fmt: skip
+        absent = {"hardware counters": "they are read by `pxsched prove VMID` only"}
+        return replace(proving.blank(root, vm, planned, BLOCK_S, SETTLE_S), absent=absent, quiet=True)
     return before

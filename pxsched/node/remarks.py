@@ -16,8 +16,7 @@ from pxsched.ledger.claim import Claim
 from pxsched.node import sighting as nodes
 from pxsched.node.fences import Fence
 from pxsched.node.sighting import Node, Sighting
-from pxsched.placement.request import Placement, VmClass
-from pxsched.plugins import governor
+from pxsched.placement.request import EXCLUSIVE, Placement, VmClass
 from pxsched.root import Root
 from pxsched.settings.policy import Policy, Prefer, Smt
 
@@ -39,7 +38,7 @@ def of_vm(node: Node, sighting: Sighting, claim: Claim | None, fence: Fence | No
     if claim is not None:
         placement, policy = claim.placement, claim.policy
         lines += of_kinds(node.topology, placement, policy)
-        if placement.vm_class in governor.CLASSES and (policy.energy or policy.governor):
+        if placement.vm_class in EXCLUSIVE and (policy.energy or policy.governor):
             lines += of_frequency(frequency.read(node.root, placement.cpus), policy)
     return tuple(lines)
 

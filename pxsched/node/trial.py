@@ -16,9 +16,9 @@ from pxsched.guest import process
 from pxsched.guest.process import Process
 from pxsched.ledger import claim as claims
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.claim import EXCLUSIVE, Aside, Claim
+from pxsched.ledger.claim import Aside, Claim
 from pxsched.ledger.file import Ledger
-from pxsched.placement.request import Placement, VmClass
+from pxsched.placement.request import EXCLUSIVE, Placement, VmClass
 from pxsched.root import Root
 from pxsched.settings.policy import Policy
 from pxsched.value import NOTHING, Value, replace

@@ -7,12 +7,11 @@ from pxsched.errors import UserError
 from pxsched.guest.process import Process, Role
 from pxsched.host import cpulist
 from pxsched.ledger import file as ledgers
-from pxsched.ledger.claim import EXCLUSIVE
 from pxsched.ledger.file import Ledger
 from pxsched.node import fences, planning, trial
 from pxsched.node import sighting as nodes
 from pxsched.node.sighting import Node
-from pxsched.placement.request import Placement, VmClass
+from pxsched.placement.request import EXCLUSIVE, Placement, VmClass
 from pxsched.proof import way as ways
 from pxsched.proof.way import Kind, Way
 from pxsched.root import Root

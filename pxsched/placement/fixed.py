@@ -7,8 +7,8 @@ from pxsched.placement import bindings, isolated
 from pxsched.placement.housekeeping import emulator
 from pxsched.placement.machine import machine_of
 from pxsched.placement.memory import memory_nodes
-from pxsched.placement.occupancy import EXCLUSIVE, occupancy
-from pxsched.placement.request import Holding, Host, Placement, Refused, Request, VmClass
+from pxsched.placement.occupancy import occupancy
+from pxsched.placement.request import EXCLUSIVE, Holding, Host, Placement, Refused, Request, VmClass
 
 
 def place_pinned(host: Host, holdings: Sequence[Holding], request: Request) -> Placement:

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pxsched.host import cpulist
 from pxsched.host.topology import Topology
 from pxsched.placement.machine import machine_of, mask_of, set_of
-from pxsched.placement.occupancy import EXCLUSIVE
-from pxsched.placement.request import Foreign, Holding, Host, Request
+from pxsched.placement.request import EXCLUSIVE, Foreign, Holding, Host, Request
 from pxsched.settings.policy import NodeSettings
 from pxsched.value import NOTHING
 

@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pxsched.placement.machine import Machine, mask_of
-from pxsched.placement.request import Holding, Host, Request, VmClass
+from pxsched.placement.request import EXCLUSIVE, Holding, Host, Request, VmClass
 from pxsched.settings.policy import Smt
 from pxsched.value import NOTHING, Value
-
-EXCLUSIVE = (VmClass.DEDICATED, VmClass.PINNED)
 
 
 class Float(Value):

@@ -23,6 +23,10 @@ class VmClass(StrEnum):
     SHARED = "shared"
 
 
+# Whose CPUs are his own.
+EXCLUSIVE = (VmClass.PINNED, VmClass.DEDICATED)
+
+
 class Placement(Value):
     """Where a VM belongs. vcpus[i]: the CPUs that vCPU i may use; emulator: those of its other threads;
     nodes: where its memory belongs; why: sentences for a person, most important first.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pxsched.placement.request import Holding, Host, Placement, Refused, Request, VmClass
+from pxsched.placement.request import EXCLUSIVE, Holding, Host, Placement, Refused, Request, VmClass
 
 
 def place(host: Host, holdings: Sequence[Holding], request: Request) -> Placement:
@@ -39,7 +39,7 @@ def rehome(host: Host, holdings: Sequence[Holding], request: Request) -> Placeme
         *(
             holding.cpus
             for holding in holdings
-            if holding.vmid != request.vmid and holding.vm_class in (VmClass.DEDICATED, VmClass.PINNED)
+            if holding.vmid != request.vmid and holding.vm_class in EXCLUSIVE
         )
     )
     if before.cpus and not before.cpus & owned and before.cpus <= host.topology.online:

@@ -11,11 +11,10 @@ from pxsched.host.frequency import FrequencyPolicy
 from pxsched.knobs.frequency import EnergyPreference, Governor, joined
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.journal import NODE
-from pxsched.placement.request import VmClass
+from pxsched.placement.request import EXCLUSIVE
 from pxsched.plugins.view import HostView, Setting
 
 NAME = "governor"
-CLASSES = (VmClass.PINNED, VmClass.DEDICATED)
 
 
 def cpus(claims: Mapping[int, Claim]) -> frozenset[int]:
@@ -38,7 +37,7 @@ def of_node(host: HostView) -> Iterator[Setting]:
 
 def _wishing(claims: Mapping[int, Claim]) -> Iterator[Claim]:
     for claim in claims.values():
-        if claim.placement.vm_class in CLASSES and (claim.policy.governor or claim.policy.energy):
+        if claim.placement.vm_class in EXCLUSIVE and (claim.policy.governor or claim.policy.energy):
             yield claim
 
 

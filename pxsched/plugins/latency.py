@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pxsched.guest.process import Role
 from pxsched.knobs.latency import KvmParameter, ResumeLatency, Scheduling, resume_latency
 from pxsched.ledger.journal import NODE
-from pxsched.placement.request import VmClass
+from pxsched.placement.request import EXCLUSIVE
 from pxsched.plugins.view import HostView, Setting, VmView
 
 NAME = "latency"
@@ -13,7 +13,7 @@ NAME = "latency"
 
 def of_vm(vm: VmView, host: HostView) -> Iterator[Setting]:
     """Real time only where a vCPU has CPUs of its own: elsewhere it would starve its neighbours."""
-    own = vm.claim.placement.vm_class in (VmClass.PINNED, VmClass.DEDICATED)
+    own = vm.claim.placement.vm_class in EXCLUSIVE
     if not own or not vm.claim.policy.fifo:
         return
     for thread in vm.threads:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pxsched.host import cpulist
 from pxsched.knobs.nic import QueueMask
-from pxsched.placement.request import VmClass
+from pxsched.placement.request import EXCLUSIVE
 from pxsched.plugins.view import HostView, Setting, VmView
 
 NAME = "nic"
@@ -27,7 +27,7 @@ def of_vm(vm: VmView, host: HostView) -> Iterator[Setting]:
 def side(vm: VmView, host: HostView) -> frozenset[int]:
     """The CPUs near the VM that may work for its network; isolated ones are refused by the kernel."""
     placement = vm.claim.placement
-    exclusive = placement.vm_class in (VmClass.DEDICATED, VmClass.PINNED)
+    exclusive = placement.vm_class in EXCLUSIVE
     cpus = placement.emulator if exclusive else placement.cpus
     return (cpus & host.topology.online) - host.topology.isolated
 

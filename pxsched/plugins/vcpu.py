@@ -6,11 +6,10 @@ from functools import lru_cache
 from pxsched.guest.process import Role, Thread
 from pxsched.host import cpulist
 from pxsched.knobs.thread import ThreadAffinity
-from pxsched.placement.request import Placement, VmClass
+from pxsched.placement.request import EXCLUSIVE, Placement
 from pxsched.plugins.view import HostView, Setting, VmView
 
 NAME = "vcpu"
-_OWN = (VmClass.PINNED, VmClass.DEDICATED)
 
 
 def of_vm(vm: VmView, host: HostView) -> Iterator[Setting]:
@@ -35,7 +34,7 @@ def _places(placement: Placement, threads: Sequence[Thread]) -> dict[int, frozen
     if beyond:
         used = {vcpu for thread in threads for vcpu in thread.vcpus}
         vacant = [cpus for vcpu, cpus in places.items() if vcpu not in used]
-        rest = placement.emulator if placement.vm_class in _OWN else placement.cpus
+        rest = placement.emulator if placement.vm_class in EXCLUSIVE else placement.cpus
         for number, vcpu in enumerate(beyond):
             places[vcpu] = vacant[number] if number < len(vacant) else rest or placement.cpus
     return places

@@ -16,7 +16,7 @@ from pxsched.ledger.file import Ledger
 from pxsched.node import balancing, measuring
 from pxsched.node.sighting import Sighting
 from pxsched.node.sightings import Sightings
-from pxsched.placement.request import VmClass
+from pxsched.placement.request import EXCLUSIVE
 from pxsched.report import host
 from pxsched.report.host import HostNow
 from pxsched.root import Root
@@ -48,7 +48,7 @@ class Row(Value):
 
     @property
     def exclusive(self) -> bool:
-        return self.vm_class in (VmClass.DEDICATED, VmClass.PINNED)
+        return self.vm_class in EXCLUSIVE
 
 
 class Frame(Value):

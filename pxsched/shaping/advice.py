@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator
 
 from pxsched.errors import UserError
-from pxsched.ledger.claim import EXCLUSIVE, Claim
+from pxsched.ledger.claim import Claim
 from pxsched.node.sighting import Node
-from pxsched.placement.request import Placement
+from pxsched.placement.request import EXCLUSIVE, Placement
 from pxsched.settings.policy import Policy, Shaping
 from pxsched.shape.differences import summary
 from pxsched.shaping import look as looking

@@ -11,7 +11,7 @@ from pxsched.host.topology import Topology
 from pxsched.node import planning
 from pxsched.node import sighting as nodes
 from pxsched.node.sighting import Node
-from pxsched.placement.request import Placement, Refused, VmClass
+from pxsched.placement.request import EXCLUSIVE, Placement, Refused
 from pxsched.root import Root
 from pxsched.shape import cpumodel, differences, mirror, options, picture
 from pxsched.shape.mirror import Mirror, NoMirror
@@ -22,8 +22,6 @@ from pxsched.shaping import record
 from pxsched.shaping.record import Record
 from pxsched.stored import Damaged
 from pxsched.value import NOTHING, Value, replace
-
-_PINNED = (VmClass.PINNED, VmClass.DEDICATED)
 
 
 class File(Value):
@@ -131,7 +129,7 @@ def _placed(found: Look, topology: Topology, placement: Placement) -> Look:
     """Raises NoMirror for vCPUs that have no CPU of their own."""
     if found.told and not found.told.machine.opted_in:
         raise NoMirror("it is not opted in, so nothing pins its vCPUs", hint=f"pxsched enable {found.vmid}")
-    if placement.vm_class not in _PINNED:
+    if placement.vm_class not in EXCLUSIVE:
         raise NoMirror(
             f"it is {placement.vm_class}: its vCPUs float, so none has a core of its own",
             hint='class = "dedicated", or as many CPUs in `affinity` as it has vCPUs',
