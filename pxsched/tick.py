@@ -16,7 +16,7 @@ from pxsched.guest.process import RUN_DIR
 from pxsched.ledger import file as ledgers
 from pxsched.lock import Locked
 from pxsched.monitor import passes
-from pxsched.node import settle, trial
+from pxsched.node import guests, settle, trial
 from pxsched.node import sighting as nodes
 from pxsched.node.balancing import Balancer, Result
 from pxsched.node.observing import Observer
@@ -25,7 +25,7 @@ from pxsched.node.sighting import Node, Sighting
 from pxsched.node.sightings import Sightings
 from pxsched.output import complain, say
 from pxsched.root import Root
-from pxsched.value import Value
+from pxsched.value import Value, replace
 
 LOCK = "run/pxsched/tick.lock"
 REMEMBERED = ("etc/pve/pxsched", "etc/pve/pxsched-chain.json")  # of VMs, by `chain` and `shaping`
@@ -42,10 +42,13 @@ class Busy(UserError):
 
 
 class Done(Value):
-    """What one pass did. settled: None for a pass that only measured."""
+    """What one pass did. settled: None for a pass that only measured. given_back: sentences on balloons that
+    are Proxmox's again.
+    """
 
     settled: Pass | None
     balanced: Result | None
+    given_back: tuple[str, ...] = ()
 
 
 class Session:
@@ -72,7 +75,16 @@ class Session:
             done = Done(settled, self._balance())
             if settled is not None and self._node is not None:
                 _count(self._node, settled, done.balanced, (began_s, time.monotonic() - began))
-            return done
+        return replace(done, given_back=self._give_back()) if settled is not None else done
+
+    def _give_back(self) -> tuple[str, ...]:
+        """Balloons that can no longer be served, to Proxmox, which is waited for without a lock."""
+        unserved = guests.unserved(ledgers.peek(self._root), self._sightings)
+        if self._node is None or not (unserved or self._root.exists("run/pxsched/handback.json")):
+            return ()
+        from pxsched.chain import handback
+
+        return tuple(handback.tick(self._node, unserved))
 
     def _balance(self) -> Result | None:
         """Measures, and moves what is to be moved; None where nothing is."""
@@ -252,6 +264,7 @@ def report(done: Done) -> None:
         parts += turned.failed
     if done.balanced is not None:
         parts += done.balanced.lines
+    parts += done.given_back
     if parts:
         say("; ".join(parts))
 

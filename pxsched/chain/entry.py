@@ -20,7 +20,7 @@ _MOST_TEXT = 4096
 
 class Entry(Value):
     """One VM's. hookscript, shares: what it had, empty for unset; None: that is not ours to put back.
-    minimum: the `balloon` that we set and the one it had, see `optin/balloons.py`.
+    minimum: the `balloon` that we set and the one it had, see `remember`.
 
     owner: None where an earlier version did not write it down; the entry is then of whoever has our
     hookscript.
@@ -37,6 +37,17 @@ class Entry(Value):
         if self.owner is None:
             return is_ours(options.get("hookscript", ""))
         return identity.same(self.owner, identity.of(options))
+
+
+def remember(balloon: str, before: str) -> str:
+    """What is kept of a minimum that was changed: ours, and the VM's own (empty: unset)."""
+    return f"{balloon}:{before}"
+
+
+def restored(kept: str | None, now: str | None) -> str | None:
+    """The VM's own minimum, empty for unset; None where an admin has set another one meanwhile."""
+    ours, _, before = (kept or "").partition(":")
+    return before if kept and now == ours else None
 
 
 def dump(entry: Entry) -> bytes:

@@ -178,13 +178,14 @@ def run_status(options: argparse.Namespace) -> int:
     if options.vm is not None and not claims and not entries:
         raise UserError(f"VM {options.vm} holds nothing", hint="is it running, and opted in?")
     states = {key: _now(options.root, key, entry) for key, entry in entries.items()}
+    from pxsched.chain import handback
     from pxsched.node import balancing, proofs, trial
     from pxsched.node import exclusive as facts
     from pxsched.node import others as strangers
     from pxsched.report import balance, exclusive, host, others, overview, proof
     from pxsched.settings import files as settings
 
-    last = balancing.last(options.root)
+    last = handback.explained(options.root, balancing.last(options.root))
     checked = {
         vm.vmid: vm
         for vm in facts.check(options.root, ledger, topology.isolated(options.root))

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 
+from pxsched.chain import handback
 from pxsched.doctor.finding import Finding, Level, Subject, vms
 from pxsched.guest.balloon import Silence
 from pxsched.node import balancing
 from pxsched.node.guests import pinned
+from pxsched.proxmox import failures
 from pxsched.proxmox.cluster import Guest
 
 AREA = "balloons"
@@ -24,15 +26,41 @@ def contested(subject: Subject) -> Iterator[Finding]:
     if served:
         text = f"Proxmox moves the balloons of VMs {vms(served)}; we leave them alone"
         yield Finding(Level.NOTE, AREA, text, "`pxsched enable VMID --balloon` (shares: 0) gives them to us")
+    for guest in here:
+        if reason := pinned(subject.machines[guest.vmid]):
+            text = f"Proxmox moves the balloon of VM {guest.vmid}; we cannot serve it: {reason}"
+            yield Finding(Level.NOTE, AREA, text)
 
 
 def stranded(subject: Subject) -> Iterator[Finding]:
     """VMs that were taken from Proxmox and got a device or huge pages later."""
+    failed = failures.load(subject.root, handback.FAILED)
     for guest in _with_minimum(subject):
         machine = subject.machines[guest.vmid]
-        if machine.shares == 0 and (reason := pinned(machine)):
-            text = f"VM {guest.vmid} has `shares: 0`, but {reason}: it gets all its memory and keeps it"
-            yield Finding(Level.WARN, AREA, text, f"qm set {guest.vmid} --delete shares, from its next start")
+        if machine.shares or not (reason := pinned(machine)):
+            continue
+        text = f"VM {guest.vmid} has `shares: 0`, but {reason}"
+        remedy = f"qm set {guest.vmid} --delete shares gives its balloon to Proxmox"
+        if guest.vmid in failed:
+            text += f"; it cannot be given back to Proxmox: {failed[guest.vmid].why}"
+            yield Finding(Level.WARN, AREA, text, f"the timer tries again; or {remedy}")
+        elif handback.remembered(subject.root, guest) is not None:
+            yield Finding(Level.NOTE, AREA, text, "the timer gives its balloon back to Proxmox while it runs")
+        else:
+            yield Finding(Level.WARN, AREA, f"{text}: it gets all its memory and keeps it", remedy)
+
+
+def idle(subject: Subject) -> Iterator[Finding]:
+    """VMs that Proxmox leaves to us, and that we were told to leave alone."""
+    balances = subject.settings.node.balance_memory
+    for reason, found in (
+        ("`balance_memory` is false", [] if balances else _with_minimum(subject)),
+        ("their policy says `balloon = false`", _with_minimum(subject, ours=False)),
+    ):
+        idle = [guest for guest in found if subject.machines[guest.vmid].shares == 0]
+        if idle:
+            text = f"nobody moves the balloons of VMs {vms(idle)}: they have `shares: 0`, and {reason}"
+            yield Finding(Level.WARN, AREA, text, "qm set VMID --delete shares gives them to Proxmox")
 
 
 def silent(subject: Subject) -> Iterator[Finding]:
@@ -58,14 +86,14 @@ def whole(subject: Subject) -> Iterator[Finding]:
         yield Finding(Level.NOTE, AREA, text, "`pxsched enable VMID --balloon` sets it")
 
 
-def _with_minimum(subject: Subject) -> list[Guest]:
-    """The VMs whose balloon there is something to move of, where the policy lets us."""
+def _with_minimum(subject: Subject, *, ours: bool = True) -> list[Guest]:
+    """The VMs whose balloon there is something to move of, and that the policy lets us move, or does not."""
     return [
         guest
         for guest in subject.enabled
         if 0 < (subject.machines[guest.vmid].balloon_mib or 0) < subject.machines[guest.vmid].memory_mib
-        and subject.settings.policy(guest.vmid, guest.tags).balloon
+        and subject.settings.policy(guest.vmid, guest.tags).balloon == ours
     ]
 
 
-CHECKS = (contested, stranded, silent, whole)
+CHECKS = (contested, stranded, idle, silent, whole)

@@ -40,6 +40,19 @@ def pinned(machine: Machine) -> str:
     return ""
 
 
+def unserved(ledger: Ledger, sightings: Iterable[Sighting]) -> list[int]:
+    """The running VMs of ours that Proxmox leaves alone, and whose memory the host does not get back."""
+    return [
+        sighting.vmid
+        for sighting in sightings
+        if (machine := sighting.machine) is not None
+        and machine.shares == 0
+        and sighting.process is not None
+        and sighting.vmid in ledger.claims
+        and pinned(machine)
+    ]
+
+
 def stranded(ledger: Ledger, managed: Mapping[int, Sighting]) -> list[int]:
     """The VMs that are ours by their configuration, pinned, and have not been given all their memory: Proxmox
     starts them at their minimum, and nobody else would ever let them grow.
@@ -162,9 +175,10 @@ def _excluded(machine: Machine, claim: Claim, *, pinning: bool = True) -> str:
         return "it has no balloon"
     if machine.balloon_mib is None or machine.balloon_mib >= machine.memory_mib:
         return "its `balloon` minimum is all its memory"
+    reason = pinned(machine)
     if machine.shares > 0:
-        return "Proxmox balances it itself; with `shares: 0` it would be ours"
-    return pinned(machine) if pinning else ""
+        return f"Proxmox balances it itself; {reason or 'with `shares: 0` it would be ours'}"
+    return reason if pinning else ""
 
 
 def host_memory(root: Root, node: Node, guests: "Iterable[balloon.Guest]") -> "balloon.Host | None":

@@ -1,18 +1,17 @@
 """Carrying out opt-ins and opt-outs, one VM at a time, each checked by reading it back."""
 
-from collections.abc import Mapping
+from functools import partial
 
+from pxsched.chain import entry as entries
 from pxsched.chain import files as chain
 from pxsched.chain import upkeep
 from pxsched.chain.entry import Entry
 from pxsched.errors import UserError
 from pxsched.guest import identity
 from pxsched.guest.hookscript import is_ours
-from pxsched.optin import balloons
 from pxsched.optin.rules import Outcome, Step
-from pxsched.proxmox import cluster
-from pxsched.proxmox.api import Api, ApiError, Method
-from pxsched.proxmox.cluster import Guest
+from pxsched.proxmox import change, cluster
+from pxsched.proxmox.api import Api
 from pxsched.root import Root
 
 
@@ -54,9 +53,12 @@ def remembered_from_now(step: Step, before: Entry | None) -> Entry | None:
     guest = step.guest
     kept = before.hookscript if before else None
     if is_ours(step.want):
-        script = step.chain or (kept if step.want == guest.hookscript else None)
+        mine = before if step.want == guest.hookscript else None
+        script = step.chain or (mine.hookscript if mine else None)
         shares = guest.options.get("shares", "") if step.shares == "0" else None
-        minimum = balloons.remember(step.balloon, guest.options.get("balloon", "")) if step.balloon else None
+        minimum = mine.minimum if mine else None
+        if step.balloon:
+            minimum = entries.remember(step.balloon, guest.options.get("balloon", ""))
     else:
         # A rollback brings our hookscript back, and with it what ours has to run.
         script, shares, minimum = (kept if guest.our_snapshots else None), None, None
@@ -81,41 +83,19 @@ def _is_ours_now(files: Root, step: Step) -> bool:
 
 def _set(step: Step, api: Api, files: Root | None) -> None:
     guest, digest = step.guest, step.guest.digest
+    write = partial(change.write, api, guest.node, guest.vmid, files=files)
     if step.balloon is not None:
         # By itself and before `shares`: Proxmox tells a running guest its new minimum at once when its shares
         # are 0 by then, and that may be far below what the guest uses. On the way back they still are 0, and
         # the guest gets all its memory at once.
-        _call(guest, {"balloon": step.balloon}, digest, api, files)
+        write({"balloon": step.balloon}, digest=digest)
         digest = ""  # the file is another one now
     changes = {"hookscript": step.want}
     if step.shares is not None:
         changes["shares"] = step.shares
-    _call(guest, changes, digest, api, files)
+    write(changes, digest=digest)
     if files is not None and _hookscript(files, step) != step.want:
         raise UserError(f"VM {guest.vmid}: Proxmox took the change, but the configuration does not show it")
-
-
-def _call(guest: Guest, changes: Mapping[str, str], digest: str, api: Api, files: Root | None) -> None:
-    params = {key: value for key, value in changes.items() if value}
-    if gone := [key for key, value in changes.items() if not value]:
-        params["delete"] = ",".join(gone)
-    if digest:
-        params["digest"] = digest
-    try:
-        api.call(Method.SET, f"nodes/{guest.node}/qemu/{guest.vmid}/config", params)
-    except ApiError:
-        # proxmoxer's local backend takes any line on standard error for a failure, "trying to acquire
-        # lock..." included; what the file says now decides.
-        if files is None or not _shows(files, guest, changes):
-            raise
-
-
-def _shows(files: Root, guest: Guest, changes: Mapping[str, str]) -> bool:
-    """Whether the VM's configuration says all of it; a running VM's `shares` may wait for its next start."""
-    found = cluster.read_guest(files, guest.node, guest.vmid)
-    return found is not None and all(
-        found.options.get(key, "") == value for key, value in changes.items() if key != "shares"
-    )
 
 
 def _hookscript(files: Root, step: Step) -> str | None:

@@ -1,4 +1,4 @@
-"""What has to be known before a balloon is taken over: what the guest says, and what its policy says."""
+"""What has to be known before balloons are taken over: what guests say, and what the settings say."""
 
 from collections.abc import Iterable
 
@@ -10,12 +10,25 @@ from pxsched.settings import files as settings
 _PATIENCE_S = 2.0
 
 
-def silent(root: Root | None, node: str | None, guests: Iterable[Guest]) -> dict[int, str]:
-    """In which way running guests of this node give no statistics; those that do are left out, and those that
-    cannot be asked. root: None over HTTPS.
+def unserved(root: Root | None, node: str | None, guests: Iterable[Guest]) -> dict[int, str]:
+    """Why balloons of these VMs would not be moved, by the settings or for the guest's silence, as far as
+    that can be known here. root: None over HTTPS.
     """
+    if root is None:
+        return {}
+    known, found = settings.load(root), {}
+    for guest in guests:
+        if not known.policy(guest.vmid, guest.tags).balloon:
+            found[guest.vmid] = "its policy says `balloon = false`"
+        elif guest.node == node and not known.node.balance_memory:
+            found[guest.vmid] = "`balance_memory` is false on this node"
+    return {**_silent(root, node, guests), **found}
+
+
+def _silent(root: Root, node: str | None, guests: Iterable[Guest]) -> dict[int, str]:
+    """Running guests of this node that give no statistics; those that cannot be asked are left out."""
     here = {guest.vmid: guest for guest in guests if guest.running and guest.node == node}
-    if root is None or not root.live or not here:
+    if not root.live or not here:
         return {}
     from pxsched.guest.balloon import Reading, read_all
 
@@ -23,7 +36,7 @@ def silent(root: Root | None, node: str | None, guests: Iterable[Guest]) -> dict
     for vmid, answer in read_all(root, here, patience_s=_PATIENCE_S).items():
         memory_mib = config.machine(config.Config(here[vmid].options)).memory_mib
         if isinstance(answer, Reading) and (silence := answer.silence(memory_mib)):
-            found[vmid] = silence.value
+            found[vmid] = f"its guest is silent: {silence.value}"
     return found
 
 

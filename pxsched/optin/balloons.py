@@ -21,11 +21,11 @@ class Takeover(Value):
     note: str = ""
 
 
-def takeover(guest: Guest, *, asked: bool, silence: str = "", minimum_percent: float = 0.0) -> Takeover:
+def takeover(guest: Guest, *, asked: bool, unserved: str = "", minimum_percent: float = 0.0) -> Takeover:
     """What becomes of a VM's balloon. asked: whether the admin gives balloons to us.
 
-    silence: in which way the running guest gives no statistics. minimum_percent: the policy for VMs whose
-    minimum is all their memory.
+    unserved: why it would not be moved, apart from its configuration (`asking`). minimum_percent: the policy
+    for VMs whose minimum is all their memory.
     """
     machine = config.machine(config.Config(guest.options))
     whole = machine.balloon_mib is None or machine.balloon_mib >= machine.memory_mib
@@ -37,7 +37,7 @@ def takeover(guest: Guest, *, asked: bool, silence: str = "", minimum_percent: f
         return Takeover()  # Proxmox leaves it alone already
     if not asked:
         return Takeover() if whole or pinned(machine) else Takeover(note=_PROXMOXS)
-    if reason := pinned(machine) or (f"its guest is silent: {silence}" if silence else ""):
+    if reason := pinned(machine) or unserved:
         return Takeover(refused=f"its balloon stays as it is: {reason}")
     if whole and machine.shares == 0 and guest.running:
         return Takeover(
@@ -55,14 +55,3 @@ def _nothing_moves(vmid: int, balloon_mib: int | None) -> str:
 
 
 _PROXMOXS = "Proxmox moves its balloon; --balloon gives it to pxsched"
-
-
-def remember(balloon: str, before: str) -> str:
-    """What is kept of a minimum that was changed: ours, and the VM's own (empty: unset)."""
-    return f"{balloon}:{before}"
-
-
-def restored(kept: str | None, now: str | None) -> str | None:
-    """The VM's own minimum, empty for unset; None where an admin has set another one meanwhile."""
-    ours, _, before = (kept or "").partition(":")
-    return before if kept and now == ours else None

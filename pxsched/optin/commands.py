@@ -171,7 +171,7 @@ def _steps(session: Session, guests: list[Guest], args: argparse.Namespace, root
     if session.files is not None and any(guest.node == session.node for guest in guests):
         _require_script(session.files, volume)
     lacking = _lacking(session, guests, volume) if args.cluster else {}
-    silent = asking.silent(session.files, session.node, guests) if args.balloon else {}
+    unserved = asking.unserved(session.files, session.node, guests) if args.balloon else {}
     percents = asking.minimum_percents(session.files, guests) if args.balloon else {}
     return [
         Step(guest, Outcome.REFUSE, notes=(lacking[guest.node],))
@@ -182,7 +182,7 @@ def _steps(session: Session, guests: list[Guest], args: argparse.Namespace, root
             chain=args.chain,
             by_number=bool(args.vmids),
             balloon=args.balloon,
-            silence=silent.get(guest.vmid, ""),
+            unserved=unserved.get(guest.vmid, ""),
             minimum_percent=percents.get(guest.vmid, 0.0),
         )
         for guest in guests

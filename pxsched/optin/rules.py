@@ -7,6 +7,7 @@ backups, and refuses to start a VM whose script is missing on its node.
 from collections.abc import Iterable
 from enum import StrEnum
 
+from pxsched.chain import entry as entries
 from pxsched.chain.entry import Entry
 from pxsched.errors import UserError, nearest
 from pxsched.guest.hookscript import SCRIPT_NAME as SCRIPT_NAME
@@ -77,18 +78,18 @@ def enable(
     chain: bool,
     by_number: bool,
     balloon: bool = False,
-    silence: str = "",
+    unserved: str = "",
     minimum_percent: float = 0.0,
 ) -> Step:
     """What opting in means for one VM. by_number: the admin named this very VM. balloon: take its balloon
-    over from Proxmox, whose controller keeps away from VMs without shares. silence, minimum_percent: see
+    over from Proxmox, whose controller keeps away from VMs without shares. unserved, minimum_percent: see
     `balloons.takeover`.
     """
     if guest.problem:
         return Step(guest, Outcome.REFUSE, notes=(guest.problem,))
     if guest.describes_capacity:
         return Step(guest, Outcome.SKIP, notes=("describes the node's capacity and never runs",))
-    took = balloons.takeover(guest, asked=balloon, silence=silence, minimum_percent=minimum_percent)
+    took = balloons.takeover(guest, asked=balloon, unserved=unserved, minimum_percent=minimum_percent)
     said = (took.refused,) if took.refused and not by_number else ()
     refused = took.refused if by_number else ""
     if is_ours(guest.hookscript):
@@ -119,7 +120,7 @@ def disable(guest: Guest, before: Entry | None, *, shaped: bool = False) -> Step
         notes.append(f"its guest stays told what it had until `pxsched shape {guest.vmid} --undo`")
     # An admin who set shares meanwhile has decided.
     shares = before.shares if before and guest.options.get("shares") == "0" else None
-    minimum = balloons.restored(before.minimum if before else None, guest.options.get("balloon"))
+    minimum = entries.restored(before.minimum if before else None, guest.options.get("balloon"))
     return Step(guest, Outcome.CHANGE, own, shares=shares, notes=tuple(notes), balloon=minimum)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from pxsched.errors import UserError
 from pxsched.guest import identity, process
-from pxsched.proxmox import cluster
-from pxsched.proxmox.api import Api, ApiError, Method
+from pxsched.proxmox import change, cluster
+from pxsched.proxmox.api import Api
 from pxsched.root import Root
 from pxsched.shaping import look, record
 from pxsched.shaping.look import File, Look
@@ -84,20 +84,7 @@ def _refuse(root: Root, vmid: int, options: Mapping[str, str]) -> None:
 
 
 def _set(root: Root, vmid: int, file: File, changes: Texts, api: Api) -> None:
-    params = {key: value for key, value in changes.items() if value is not None}
-    if gone := [key for key, value in changes.items() if value is None]:
-        params["delete"] = ",".join(gone)
-    path = f"nodes/{cluster.node_name(root)}/qemu/{vmid}/config"
-    try:
-        api.call(Method.SET, path, {**params, "digest": file.digest})
-    except ApiError:
-        # proxmoxer's local backend takes any line on standard error for a failure: what the file says counts.
-        if not _shown(root, vmid, changes):
-            raise
-    if not _shown(root, vmid, changes):
+    node = cluster.node_name(root)
+    change.write(api, node, vmid, changes, digest=file.digest, files=root)
+    if not change.shown(root, node, vmid, changes):
         raise UserError(f"VM {vmid}: Proxmox took the change, but the configuration does not show it")
-
-
-def _shown(root: Root, vmid: int, changes: Texts) -> bool:
-    options = look.read(root, vmid).config.options
-    return all(options.get(key) == value for key, value in changes.items())

@@ -11,22 +11,24 @@ from pxsched.errors import UserError
 from pxsched.guest.hookscript import is_ours
 from pxsched.ledger.file import Ledger
 from pxsched.node.sighting import Node
-from pxsched.proxmox import cluster, leftovers
+from pxsched.proxmox import cluster, failures, leftovers
 from pxsched.proxmox.api import Api
 from pxsched.proxmox.cluster import Guest
+from pxsched.proxmox.failures import Failure
 from pxsched.root import Root
 from pxsched.sandbox.stand_in import local_api
 from pxsched.settings.policy import Shaping
-from pxsched.shaping import apply, failures, look, record
-from pxsched.shaping.failures import Failure
+from pxsched.shaping import apply, look, record
 from pxsched.stored import Damaged
+
+FAILED = "run/pxsched/shape.json"
 
 
 def tick(node: Node, ledger: Ledger, api: Api | None = None) -> Iterator[str]:
     """One pass; yields what was done, and what failed, each time for another reason. Raises nothing."""
     if not node.settings.shapes or not cluster.quorate(node.root):
         return
-    before = failures.load(node.root)
+    before = failures.load(node.root, FAILED)
     found: dict[int, Failure] = {}
     for guest in cluster.guests(node.root, node.name):
         policy = node.settings.policy(guest.vmid, guest.tags)
@@ -44,7 +46,7 @@ def tick(node: Node, ledger: Ledger, api: Api | None = None) -> Iterator[str]:
             if failed is None or failed.why != new.why:
                 yield f"VM {guest.vmid} is not shaped: {error}; tried again, less often each time"
     if found != before:
-        failures.save(node.root, found)
+        failures.save(node.root, FAILED, found)
 
 
 def _tell(node: Node, vmid: int, api: Api | None) -> str:

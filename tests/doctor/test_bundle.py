@@ -134,6 +134,7 @@ FILES = {
     "run/pxsched/refusals.json": '{"101": 3}',
     "run/pxsched/settings.json": '{"files": {"etc/pve/pxsched.toml": {"text": "# secret", "at_s": 1}}}',
     "run/pxsched/shape.json": '{"vms": {"100": {"why": "secret", "digest": "", "tries": 1, "again_s": 1}}}',
+    "run/pxsched/handback.json": '{"vms": {"100": {"why": "secret", "digest": "secret", "tries": 1}}}',
     "run/pxsched/karpenter.json": '{"vmid": 100, "said": ["secret"]}',
     "run/pxsched/ledger.json.lost": "secret",
     "etc/pve/pxsched/chain/100.json": '{"vmid": 100, "hookscript": "local:snippets/secret"}',

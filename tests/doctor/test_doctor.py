@@ -9,14 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from pxsched.chain import files as chain
+from pxsched.chain import handback
+from pxsched.chain.entry import Entry
 from pxsched.doctor import commands
 from pxsched.doctor.finding import Level
 from pxsched.doctor.rivals import RIVALS
 from pxsched.guest.balloon import Silence
+from pxsched.guest.identity import Identity
 from pxsched.guest.process import Process
 from pxsched.ledger import file as ledger
 from pxsched.ledger.claim import Claim, State
 from pxsched.placement.request import Placement, VmClass
+from pxsched.proxmox import failures
 from pxsched.root import Root
 
 OURS = "hookscript: local:snippets/pxsched\n"
@@ -209,7 +214,10 @@ def test_balloons_that_proxmox_moves_are_told(node):
 def test_vms_whose_memory_is_pinned_are_not_advised_to_give_us_their_balloons(node):
     node.vm(105, OURS + "balloon: 512\nhostpci0: 0000:01:00.0\n")
     node.vm(106, OURS + "balloon: 512\nhugepages: 2\nnuma: 1\n")
-    assert node.found("balloons") == []
+    first, second = node.found("balloons")
+    assert "VM 105; we cannot serve it: its memory is pinned by passed-through devices" in first.text
+    assert "VM 106; we cannot serve it: it has huge pages" in second.text
+    assert (first.remedy, second.remedy) == ("", "")
 
 
 def test_vms_that_got_a_device_after_their_balloon_became_ours_are_told(node):
@@ -218,6 +226,27 @@ def test_vms_that_got_a_device_after_their_balloon_became_ours_are_told(node):
     assert finding.level is Level.WARN
     assert "pinned by passed-through devices" in finding.text
     assert "qm set 105 --delete shares" in finding.remedy
+    chain.write(node.root, Entry(105, Identity(), None, ""))
+    assert only(node.found("balloons")).level is Level.NOTE, "the timer does it"
+    failure = failures.after(None, "Proxmox does not answer", "digest", 1.0)
+    node.write("run/pxsched/pxsched", "")
+    failures.save(node.root, handback.FAILED, {105: failure})
+    finding = only(node.found("balloons"))
+    assert finding.level is Level.WARN
+    assert "cannot be given back to Proxmox: Proxmox does not answer" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [("[node]\nbalance_memory = false\n", "`balance_memory` is false"),
+     ("[vm.101]\nballoon = false\n", "their policy says `balloon = false`")],
+)  # fmt: skip
+def test_balloons_that_we_have_and_are_told_to_leave_alone_are_told(node, settings, reason):
+    node.vm(101, OURS + "balloon: 512\nshares: 0\n")
+    node.write("etc/pxsched/pxsched.toml", settings)
+    finding = only(node.found("balloons"))
+    assert finding.level is Level.WARN
+    assert reason in finding.text
 
 
 @pytest.mark.parametrize("silence", Silence)

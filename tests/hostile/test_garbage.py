@@ -34,13 +34,14 @@ from pxsched.node.figures import Reading, Turns
 from pxsched.node.others import Other, Seen
 from pxsched.proof import result
 from pxsched.proof.block import Block
-from pxsched.proxmox import api, cluster, storage
+from pxsched.proxmox import api, cluster, failures, storage
 from pxsched.root import Root
 from pxsched.settings import default_file
 from pxsched.setup import manifest
 from pxsched.shape import options as shape
 from pxsched.shape.smp import Unreadable
-from pxsched.shaping import failures, record
+from pxsched.shaping import keep as shapes
+from pxsched.shaping import record
 from pxsched.shaping.record import Record
 from pxsched.value import plain
 
@@ -143,9 +144,9 @@ CASES = {
         lambda root: state.load(root, runs.FILE, runs._from_json, set_aside=False),
     ),
     "failures": Case(
-        failures.FILE,
+        shapes.FAILED,
         text({"vms": {"100": {"why": "x", "digest": "y", "tries": 1, "again_s": 5}}}),
-        failures.load,
+        lambda root: failures.load(root, shapes.FAILED),
     ),
     "a trial": Case(
         trial.FILE,

@@ -228,6 +228,11 @@ FILES = {
         json.dumps({"vms": {"100": {"why": EVIL, "digest": EVIL, "tries": 1, "again_s": 1}}}),
         False,
     ),
+    "what was said of balloons": (
+        "run/pxsched/handback.json",
+        json.dumps({"vms": {"100": {"why": EVIL, "digest": EVIL, "tries": 1, "again_s": 1}}}),
+        False,
+    ),
     "what was said of Karpenter's VM": (
         "run/pxsched/karpenter.json", json.dumps({"vmid": 100, "said": [EVIL]}), False
     ),

@@ -2,10 +2,11 @@
 
 import pytest
 
+from pxsched.chain import entry as entries
 from pxsched.chain.entry import Entry
 from pxsched.guest.balloon import Silence
 from pxsched.optin import apply as applying
-from pxsched.optin import balloons, rules
+from pxsched.optin import rules
 from pxsched.optin.rules import Outcome
 from pxsched.proxmox.cluster import Guest
 
@@ -49,7 +50,7 @@ def test_who_gives_us_a_balloon_that_cannot_move_is_told(options, mine):
         ({"hostpci3": "mapping=gpu"}, {}, "pinned by passed-through devices"),
         ({"hugepages": "2"}, {}, "huge pages"),
         ({"hugepages": "any"}, {}, "huge pages"),
-        *(({}, {"silence": silence.value}, silence.value) for silence in Silence),
+        *(({}, {"unserved": silence.value}, silence.value) for silence in Silence),
     ],
 )
 def test_what_will_not_be_served_is_not_taken_over_and_the_reason_is_said(options, more, reason):
@@ -83,12 +84,12 @@ def test_a_running_vm_with_shares_of_0_would_get_its_new_minimum_at_once_and_is_
 
 
 def test_disabling_puts_the_minimum_back_unless_somebody_else_decided_meanwhile():
-    kept = Entry(100, None, None, "", balloons.remember("1024", ""))
+    kept = Entry(100, None, None, "", entries.remember("1024", ""))
     vm = guest(hookscript=OURS, shares="0", balloon="1024")
     step = rules.disable(vm, kept)
     assert (step.balloon, step.shares) == ("", "")
     assert rules.disable(guest(hookscript=OURS, shares="0", balloon="2048"), kept).balloon is None
-    back = Entry(100, None, None, "", balloons.remember("1024", "4096"))
+    back = Entry(100, None, None, "", entries.remember("1024", "4096"))
     assert rules.disable(vm, back).balloon == "4096"
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from pxsched import tick
+from pxsched.proxmox import failures
 from pxsched.root import Root
 from pxsched.setup import leaving
-from pxsched.shaping import failures, record
+from pxsched.shaping import keep, record
 
 from . import machines
 from .conftest import needs_qemu, run, text
@@ -125,7 +126,7 @@ def test_what_fails_is_said_once_and_tried_again_when_the_vm_is_changed(sandbox,
     tick.tick(Root(sandbox.root))
     assert "VM 100 is told what it has" in capsys.readouterr().out
     assert "threads=2" in text(sandbox)
-    assert not Path(sandbox.root, failures.FILE).exists()
+    assert not Path(sandbox.root, keep.FAILED).exists()
 
 
 def test_a_vm_that_fails_again_is_left_alone_for_longer_up_to_an_hour(tmp_path):
@@ -140,10 +141,10 @@ def test_a_vm_that_fails_again_is_left_alone_for_longer_up_to_an_hour(tmp_path):
     assert pauses == [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600]
     root = Root(str(tmp_path))
     (tmp_path / "run/pxsched").mkdir(parents=True)
-    failures.save(root, {100: failure})
-    assert failures.load(root) == {100: failure}
-    (tmp_path / failures.FILE).write_text('{"vms": {"100": {"why": 1}}}')
-    assert failures.load(root) == {}
+    failures.save(root, keep.FAILED, {100: failure})
+    assert failures.load(root, keep.FAILED) == {100: failure}
+    (tmp_path / keep.FAILED).write_text('{"vms": {"100": {"why": 1}}}')
+    assert failures.load(root, keep.FAILED) == {}
 
 
 def test_advice_alone_writes_nothing(sandbox):

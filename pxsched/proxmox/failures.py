@@ -1,5 +1,5 @@
-"""VMs that could not be told what they have: said once, and tried again after a longer while each time, or at
-once when their configuration is another one.
+"""VMs that could not be changed: said once, and tried again after a longer while each time, or at once when
+their configuration is another one. Who changes them keeps a file below /run of those that failed.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,6 @@ from pxsched import state, stored
 from pxsched.root import Root
 from pxsched.value import Value, plain
 
-FILE = "run/pxsched/shape.json"
 # How long a VM is left alone after its first failure, and at most.
 SHORTEST_OFF_S, LONGEST_OFF_S = 60, 3600
 _MOST_TRIES = 30
@@ -39,9 +38,9 @@ def rests(failure: Failure, digest: str, now_s: float) -> bool:
     return failure.digest == digest and 0 < failure.again_s - now_s <= LONGEST_OFF_S
 
 
-def load(root: Root) -> dict[int, Failure]:
+def load(root: Root, file: str) -> dict[int, Failure]:
     """By VMID. A damaged file counts for nothing: what it knew is tried and said once more."""
-    return state.load(root, FILE, _failures, set_aside=False)[0] or {}
+    return state.load(root, file, _failures, set_aside=False)[0] or {}
 
 
 def _failures(document: object) -> dict[int, Failure]:
@@ -58,12 +57,12 @@ def _failure(document: object) -> Failure:
     )
 
 
-def save(root: Root, failures: Mapping[int, Failure]) -> None:
+def save(root: Root, file: str, failures: Mapping[int, Failure]) -> None:
     """Without a writable /run they are tried and said at each pass."""
     try:
         if failures:
-            state.save(root, FILE, {"schema": 1, "vms": plain(failures)})
+            state.save(root, file, {"schema": 1, "vms": plain(failures)})
         else:
-            state.remove(root, FILE)
+            state.remove(root, file)
     except OSError:
         return
