@@ -81,6 +81,20 @@ def crs_start(nodes, guests, places, guest, *, dynamic):
     return min(zip(nodes, scores, strict=True), key=lambda one: (-one[1], one[0].name))[0].name
 
 
+def crs_drain(nodes, guests, places, leaving, *, dynamic):
+    """A node in maintenance: each of its guests goes where it would start."""
+    places, made = dict(places), []
+    others = [node for node in nodes if node.name != leaving]
+    for guest in guests:
+        if places.get(guest.vmid) == leaving:
+            rest = [other for other in guests if other.vmid != guest.vmid]
+            there = {vmid: name for vmid, name in places.items() if name != leaving}
+            target = crs_start(others, rest, there, guest, dynamic=dynamic)
+            places[guest.vmid] = target
+            made.append((guest.vmid, leaving, target))
+    return made
+
+
 def imbalance(values):
     """0 when all are alike, 1 when one node has it all."""
     count, total = len(values), sum(values)
@@ -114,10 +128,13 @@ def crs_rebalance(nodes, guests, places, *, dynamic, rounds):
     return made
 
 
-def proxlb(nodes, guests, places, *, method):
-    """One run: method memory or cpu, mode used."""
+def proxlb(nodes, guests, places, *, method, leaving=""):
+    """One run: method memory or cpu, mode used. leaving: a node in maintenance, whose guests leave; no others
+    are moved then.
+    """
     places, made = dict(places), []
     column = 0 if method == "cpu" else 1
+    size = {node.name: node for node in nodes}
 
     def percent():
         found = loads(nodes, guests, places, dynamic=True)
@@ -125,14 +142,16 @@ def proxlb(nodes, guests, places, *, method):
 
     for guest in sorted(guests, key=lambda one: (one.memory_mib, one.vmid)):
         now = percent()
-        if max(now.values()) - min(now.values()) <= BALANCINESS:
+        source = places.get(guest.vmid)
+        target = min((name for name in now if name != leaving), key=lambda name: (now[name], name))
+        if leaving:
+            wanted = source == leaving
+        elif max(now.values()) - min(now.values()) <= BALANCINESS:
             break
-        source, target = places.get(guest.vmid), min(now, key=lambda name: (now[name], name))
-        if source is None or source != max(now, key=lambda name: (now[name], name)) or source == target:
-            continue
-        node = next(node for node in nodes if node.name == target)
-        free = node.memory_mib * (1 - loads(nodes, guests, places, dynamic=True)[target][1])
-        if guest.memory_mib < free:
+        else:
+            wanted = source == max(now, key=lambda name: (now[name], name)) and source != target
+        free = size[target].memory_mib * (1 - loads(nodes, guests, places, dynamic=True)[target][1])
+        if wanted and guest.memory_mib < free:
             places[guest.vmid] = target
             made.append((guest.vmid, source, target))
     return made

@@ -38,7 +38,9 @@ class Move(Value):
 
 
 class Answer(NamedTuple):
-    """What one target is worth to a VM: a move with its rank, or why not."""
+    """What one target is worth to a VM: a move with its rank, or why not. Both: a move that is better than no
+    place at all, and no better than that.
+    """
 
     rank: tuple[object, ...]
     move: Move | None
@@ -103,7 +105,7 @@ class Board:
                 said.append(f"{name}: {answer.why}")
                 continue
             found.append(answer)
-            if len(found) == ENOUGH:
+            if sum(not one.why for one in found) == ENOUGH:
                 break
         return min(found, key=lambda one: one.rank).move if found else None
 
@@ -128,19 +130,22 @@ class Board:
             placement = sheet.place(request)
         except Refused as refusal:
             return _no(refusal.message)
-        contention = sheet.contention(placement, request.load, request.weight)
+        contention = sheet.contention(placement, request.load)
         span = defrag.span_of(sheet.machine, placement)
         crossing = owns(placement) and span.rank > least(sheet, request.vcpus).rank
-        problem = _clash(sheet, placement)
-        if not problem and wrong.reason is not Reason.DRAIN:
-            problem = self._worse(name, request, placement, contention, span, crossing=crossing)
-        if problem:
+        if problem := _clash(sheet, placement):
             return _no(problem)
+        worse = ""
+        if wrong.reason is not Reason.DRAIN:
+            worse = self._worse(name, request, placement, contention, span, crossing=crossing)
+            if worse and wrong.reason is not Reason.UNPLACED:
+                return _no(worse)
         move = Move(
             guest.vmid, self.places[guest.vmid], name, wrong.reason, wrong.why, placement,
             request.memory_mib + copy_mib, guest.ha,
         )  # fmt: skip
-        return Answer((crossing, copy_mib > 0, span.rank, round(contention, 2), name), move)
+        rank = (worse != "", crossing, copy_mib > 0, span.rank, round(contention, 2), name)
+        return Answer(rank, move, worse)
 
     def _wider(self, vmid: int, span: Span) -> bool:
         """Whether a VM with CPUs of its own lies no wider now."""

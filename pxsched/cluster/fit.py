@@ -10,7 +10,6 @@ from pxsched.cluster.hindrances import Verdict
 from pxsched.cluster.members import Member
 from pxsched.cluster.paper import Paper, Tenant, owns
 from pxsched.cluster.view import View, Vm
-from pxsched.cluster.wrongs import CROWDED
 from pxsched.errors import UserError, nearest
 from pxsched.placement import defrag
 from pxsched.placement.defrag import Span
@@ -18,6 +17,9 @@ from pxsched.placement.request import Holding, Placement, Refused, Request
 from pxsched.value import Value
 
 NOWHERE = Verdict(())
+# Where more than this is wanted of each CPU, a VM that shares them had better lie wider, or elsewhere: what a
+# new one will use is only guessed, and queues form before all of a CPU is wanted.
+BUSY = 0.6
 
 
 class Fit(Value):
@@ -45,14 +47,14 @@ class Fit(Value):
 
     @property
     def rank(self) -> tuple[object, ...]:
-        """Smaller is better: nodes without anything against them, without more demand than CPUs, fewest
-        crossings, least contention.
+        """Smaller is better: nodes without anything against them, with CPUs to spare, fewest crossings, least
+        contention.
         """
         span = self.span or Span(0, 0)
         warned = sum(line.startswith("warning:") for line in self.why)
-        crowded = self.place is not None and not owns(self.place) and self.contention > CROWDED
+        busy = self.place is not None and not owns(self.place) and self.contention > BUSY
         return (
-            not self.fits, bool(self.offline), crowded, span.rank, warned, round(self.contention, 2),
+            not self.fits, bool(self.offline), busy, span.rank, warned, round(self.contention, 2),
             not self.here, self.copy_mib > 0, -(self.free_mib or 0), self.node,
         )  # fmt: skip
 
@@ -125,7 +127,7 @@ def _on(view: View, member: Member, request: Request, verdict: Verdict) -> Fit:
         verdict.against,
         placement,
         defrag.span_of(sheet.machine, placement),
-        sheet.contention(placement, request.load, request.weight),
+        sheet.contention(placement, request.load),
         _left(sheet, request),
         placement.why,
         (*verdict.costs, *local),
@@ -153,7 +155,7 @@ def _present(view: View, vm: Vm) -> Fit:
         (),
         held,
         defrag.span_of(sheet.machine, held),
-        sheet.contention(held, held.load, held.weight),
+        sheet.contention(held, held.load),
         free,
         ("it runs there",),
         here=True,

@@ -5,6 +5,7 @@ kernel counted, while one that comes needs all that it is configured with.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -12,12 +13,13 @@ from pxsched.cluster.publication import Publication, Stranger, Vm
 from pxsched.placement.defrag import Span
 from pxsched.placement.machine import Machine, machine_of, mask_of
 from pxsched.placement.memory import divide, free_memory
-from pxsched.placement.occupancy import demand_of, occupancy
+from pxsched.placement.occupancy import Occupancy, demand_of, occupancy
 from pxsched.placement.request import EXCLUSIVE, Foreign, Holding, Host, Placement, Request, VmClass
 from pxsched.placement.search import place, rehome
 from pxsched.value import NOTHING, Value, replace
 
 ANY_SIZE = 0  # as huge pages of any size are counted
+NOBODY = Request(0, 1, 0, VmClass.SHARED)
 
 
 class Tenant(NamedTuple):
@@ -102,16 +104,34 @@ class Paper(Value):
                 tenants[vmid] = tenant._replace(held=held._replace(vcpus=home.vcpus))
         return replace(self, tenants=tenants)
 
-    def contention(self, vm: Holding | Placement, load: float | None, weight: int = 100) -> float:
-        """What is wanted of the VM's CPUs in all, its own demand included, in CPUs for each of them."""
-        cpus = vm.cpus
-        request = Request(vm.vmid, len(vm.vcpus), 0, vm.vm_class, weight=weight)
-        around = occupancy(self.machine, self.holdings, request, self.shown())
-        mask = mask_of(cpus)
-        wanted = around.demand(mask) + demand_of(load, len(vm.vcpus))
-        owners = [held for held, own in around.owned if own & mask]
-        wanted += sum(demand_of(held.load, len(held.vcpus)) for held in owners)
-        return wanted / max(1, len(cpus))
+    @cached_property
+    def around(self) -> Occupancy:
+        """Everybody who is there."""
+        return occupancy(self.machine, self.holdings, NOBODY, self.shown())
+
+    @cached_property
+    def demand(self) -> float:
+        """What is wanted of the node, in CPUs: what VMs own counts as wanted whole."""
+        floats = sum((held.load or 0.0) for held in self.holdings if not owns(held))
+        strangers = sum(one.load or 0.0 for one in self.strangers.values())
+        return self.around.taken.bit_count() + floats + strangers + sum(self.host.busy.values())
+
+    def contention(self, vm: Holding | Placement, load: float | None) -> float:
+        """What is wanted of the VM's CPUs in all, its own demand included, in CPUs for each of them. vm: one
+        that is there, or would be.
+        """
+        mask = mask_of(vm.cpus)
+        here = self.tenants.get(vm.vmid)
+        there = here is not None and here.held is vm
+        around = self.around
+        if here is not None and not there:
+            request = replace(NOBODY, vmid=vm.vmid)
+            around = occupancy(self.machine, self.holdings, request, self.shown())
+        wanted = around.demand(mask) + (0.0 if there else demand_of(load, len(vm.vcpus)))
+        if around.taken & mask:
+            owners = [held for held, own in around.owned if own & mask]
+            wanted += sum(demand_of(held.load, len(held.vcpus)) for held in owners)
+        return wanted / max(1, len(vm.cpus))
 
 
 def of(said: Publication, hugepages_mib: Mapping[int, int] | None = None) -> Paper:

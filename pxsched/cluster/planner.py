@@ -1,8 +1,9 @@
 """Which VMs to move to which nodes: to end what is wrong, to empty a node, or to even demand out. Pure.
 
 Every move is made on paper before the next one is looked for, the target first, so that a plan can be carried
-out step by step. A move counts only if it ends what is wrong with its VM, and begins nothing with another: so
-there is less wrong after each, a plan ends, and planning again after it finds nothing.
+out step by step. A move counts only if it ends what is wrong with its VM, and begins nothing with another; a
+VM without a place may cross, or crowd others, where it gets one. So after each there is less wrong, or what
+is wrong is less bad; a plan ends, and planning again after it finds nothing.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -93,7 +94,7 @@ def _by_size(board: Board, name: str) -> list[int]:
 
 
 def _mend(board: Board, most: int) -> list[Stay]:
-    """Ends what is wrong, by the cheapest move first. Gives what no move ends."""
+    """Ends what is wrong: VMs without a place first, then by the cheapest move. Gives what no move ends."""
     while len(board.moves) < most:
         found = wrongs(board.sheets, board.guests, board.crowd)
         moves = [move for vmid, wrong in found.items() if (move := board.best(vmid, wrong))]
@@ -102,8 +103,12 @@ def _mend(board: Board, most: int) -> list[Stay]:
                 Stay(vmid, board.places[vmid], f"{wrong.why}; {'; '.join(board.refusals[vmid])}")
                 for vmid, wrong in found.items()
             ]
-        board.make(min(moves, key=lambda move: (move.cost_mib, move.vmid)))
+        board.make(min(moves, key=_urgency))
     return []
+
+
+def _urgency(move: Move) -> tuple[bool, int, int]:
+    return move.reason is not Reason.UNPLACED, move.cost_mib, move.vmid
 
 
 def _even(board: Board, most: int) -> bool:

@@ -125,7 +125,7 @@ def _vm(view: View, vm: Vm, sheet: Paper | None) -> VmRow:
     return VmRow(
         vmid, machine.name, vm.node, True, machine.opted_in, held, span,
         owns(held) and span.rank > least(sheet, len(held.vcpus)).rank,
-        sheet.contention(held, held.load, held.weight),
+        sheet.contention(held, held.load),
     )  # fmt: skip
 
 

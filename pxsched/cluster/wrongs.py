@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from pxsched.cluster.paper import Paper, least, owns
 from pxsched.placement import defrag
-from pxsched.placement.machine import mask_of
 from pxsched.placement.request import VmClass
 from pxsched.value import Value
 
@@ -76,7 +75,7 @@ def crowded(sheet: Paper) -> dict[int, float]:
     floats = [tenant.held for tenant in sheet.tenants.values() if not owns(tenant.held)]
     for held in floats:
         if held.load is not None:
-            wanted = sheet.contention(held, held.load, held.weight)
+            wanted = sheet.contention(held, held.load)
             if wanted > CROWDED and wanted - held.load / len(held.cpus) > ALONE:
                 found[held.vmid] = wanted
     return found
@@ -92,12 +91,5 @@ def _span(span: defrag.Span) -> str:
 
 
 def fill(sheet: Paper) -> float:
-    """How much is wanted of a node, for each of its CPUs: what VMs own counts as wanted whole."""
-    return demand(sheet) / max(1, sheet.machine.online.bit_count())
-
-
-def demand(sheet: Paper) -> float:
-    own = mask_of(cpu for held in sheet.holdings if owns(held) for cpu in held.cpus).bit_count()
-    floats = sum((held.load or 0.0) for held in sheet.holdings if not owns(held))
-    strangers = sum(one.load or 0.0 for one in sheet.strangers.values())
-    return own + floats + strangers + sum(sheet.host.busy.values())
+    """How much is wanted of a node, for each of its CPUs."""
+    return sheet.demand / max(1, sheet.machine.online.bit_count())

@@ -134,6 +134,41 @@ def test_a_vm_without_a_place_gets_one_elsewhere():
     assert moves(found) == [(100, "b")] and found.moves[0].reason is Reason.UNPLACED
 
 
+def full(name: str, vmid: int) -> tuple[Paper, Request]:
+    """A node all of whose CPUs one VM owns, so that VM 100 has no place there."""
+    request = dedicated(vmid, 7)
+    found = put(sheet(name, MACHINES[2]), request)
+    return replace(found, strangers={100: Stranger(100, False, frozenset(range(8)), None)}), request
+
+
+def test_who_has_no_place_comes_first_and_rather_crosses_than_has_none():
+    """Whatever it costs, and though the one place for it is on both L3 groups of b."""
+    one, owner = full("a", 109)
+    two = sheet("b", MACHINES[0])
+    for vmid, cpus in ((101, (1, 9, 2, 10)), (102, (4, 12, 5, 13))):
+        two = put(two, dedicated(vmid, 4), cpus=cpus)
+    three = put(sheet("c", MACHINES[0]), dedicated(103, 4), cpus=(1, 9, 4, 12))
+    requests = [dedicated(100, 6, memory_mib=8192), owner, *(dedicated(vmid, 4) for vmid in (101, 102, 103))]
+    against = {(100, "c"): "no", (100, "d"): "no"}
+    found = planned([one, two, three, sheet("d", MACHINES[0])], requests, against=against)
+    assert moves(found) == [(100, "b"), (103, "d")] and found.moves[0].cost_mib == 8192
+    assert defrag.span_of(found.after["b"].machine, found.after["b"].tenants[100].held).groups == 2
+
+
+def test_who_has_no_place_gets_one_where_nobody_is_crowded_if_there_is_such():
+    one, owner = full("a", 109)
+    two, others = sheet("b", MACHINES[0]), [shared(vmid, 4, 2.0) for vmid in (200, 201, 202)]
+    for request in others:
+        two = put(two, request)
+    two = replace(two, host=replace(two.host, busy=dict.fromkeys(range(16), 0.5)))
+    requests = [dedicated(100, 6), owner, *others]
+    found = planned([one, two], requests, against={(vmid, "a"): "no" for vmid in (200, 201, 202)})
+    assert moves(found) == [(100, "b")] and crowded(found.after["b"])
+    three = put(sheet("c", MACHINES[0]), dedicated(108, 8))
+    found = planned([one, two, three], [*requests, dedicated(108, 8)])
+    assert moves(found)[0] == (100, "c")
+
+
 def test_a_vm_rests_for_an_hour_after_it_came():
     one = put(sheet("a", MACHINES[0]), dedicated(100, 4), cpus=(1, 9, 4, 12))
     sheets = [one, sheet("b", MACHINES[0])]
@@ -182,6 +217,22 @@ def test_demand_is_evened_out_only_when_asked_and_only_where_it_matters():
     found = planned(sheets, requests, even=True)
     assert moves(found) == [(100, "b"), (101, "b")] and found.moves[0].reason is Reason.EVEN
     assert planned([*found.after.values()], requests, even=True).moves == ()
+
+
+def test_what_a_mended_crossing_makes_uneven_is_evened_out_too():
+    """b is too full for VM 100, which crosses on a. When c has taken a VM from b, 100 comes there; then b is
+    the fullest again, and a, which 100 has left, takes two more.
+    """
+    one = put(sheet("a", MACHINES[0]), dedicated(100, 8), cpus=(1, 9, 2, 10, 4, 12, 5, 13))
+    two, others = sheet("b", MACHINES[0]), [shared(vmid, 4, 3.0) for vmid in (200, 201, 202)]
+    for request in others:
+        two = put(two, request)
+    three, more = crowd("c", 0.5)
+    requests = [dedicated(100, 8), *others, *more]
+    found = planned([one, two, three], requests, even=True, against={(100, "c"): "no"})
+    assert [(move.target, move.reason) for move in found.moves] == [
+        ("c", Reason.EVEN), ("b", Reason.CROSSING), ("a", Reason.EVEN), ("a", Reason.EVEN),
+    ]  # fmt: skip
 
 
 def test_a_bound_is_kept_and_said():
@@ -304,8 +355,12 @@ def test_plans_are_executable_end_what_they_say_and_leave_nothing(found, even, e
     def wrong(state):
         return wrongs(state, by_vmid, lambda name: crowded(state[name]))
 
-    mended = [move for move in plan.moves if move.reason is not Reason.EVEN]
-    assert wrong(after).keys() <= wrong(sheets).keys() - {move.vmid for move in mended}
+    before, left = wrong(sheets), wrong(after)
+    without = {vmid for vmid, one in left.items() if one.reason is Reason.UNPLACED}
+    assert without <= {vmid for vmid, one in before.items() if one.reason is Reason.UNPLACED}
+    mended = {move.vmid: move.reason for move in plan.moves if move.reason is not Reason.EVEN}
+    if Reason.UNPLACED not in mended.values():  # who has no place may bring others into contention
+        assert left.keys() <= before.keys() - mended.keys()
     just = {move.vmid for move in plan.moves}
     later = [replace(guest, rested_s=0.0) if guest.vmid in just else guest for guest in guests]
     assert planner.plan(after, later, known, even=even, most=100).moves == ()
