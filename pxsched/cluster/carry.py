@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pxsched import stored
-from pxsched.cluster import ha, members, planner
+from pxsched.cluster import cputype, ha, members, planner
 from pxsched.cluster.board import Move
 from pxsched.cluster.known import Known
 from pxsched.errors import UserError
@@ -58,6 +58,7 @@ class Carrier:
         root = known.view.root
         self._check(known, move)
         local_disks = self._precondition(move)
+        self._cpu_type(known, move)
         self._tell(f"VM {move.vmid}: {move.source} -> {move.target}")
         if move.ha:
             self._through_ha(root, move)
@@ -101,6 +102,18 @@ class Carrier:
         if not said.get("running", True):
             raise UserError("it does not run any more")
         return bool(said.get("local_disks"))
+
+    def _cpu_type(self, known: Known, move: Move) -> None:
+        """Whether Proxmox on the target knows the VM's type: one that is older may not. Raises UserError."""
+        view = known.view
+        wanted = cputype.parse(view.vm(move.vmid).options.get("cpu", ""), view.surroundings.cpu_models)
+        if wanted.name == cputype.DEFAULT:
+            return
+        answer = self._api.call(Method.GET, f"nodes/{move.target}/capabilities/qemu/cpu")
+        listed = answer if isinstance(answer, list) else []
+        names = {one.get("name") for one in listed if isinstance(one, dict)}
+        if names and wanted.name not in names:
+            raise UserError(f"Proxmox on {move.target} knows no CPU type {wanted.name[:40]}")
 
     def _migrate(self, move: Move, local_disks: bool) -> None:
         params = {"target": move.target, "online": "1"} | ({"with-local-disks": "1"} if local_disks else {})

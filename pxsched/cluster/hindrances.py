@@ -1,13 +1,14 @@
 """What keeps a VM from another node, apart from CPUs and memory: storage, devices, its CPU model, its lock.
 
 Rules: the checks of qemu-server's PVE::QemuMigrate and PVE::API2::Qemu (migrate preconditions), on the files
-below /etc/pve. Beyond those: devices of mappings that others use, and CPU models that copy the host's.
+below /etc/pve. Beyond those: devices of mappings that others use, and processors.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from pxsched.cluster import cputype
 from pxsched.cluster.publication import Processor, Publication
 from pxsched.guest import options as values
 from pxsched.guest import passthrough
@@ -23,11 +24,14 @@ _LIVE_ONLY = ("virtiofs", "amd-sev", "intel-tdx")
 
 
 class Surroundings(Value):
-    """What all VMs share. storages: type and options by name; pci, usb: the files of the mappings."""
+    """What all VMs share. storages: type and options by name; pci, usb: the files of the mappings.
+    cpu_models: the custom ones.
+    """
 
     storages: Mapping[str, tuple[str, Mapping[str, str]]] = NOTHING
     pci: str = ""
     usb: str = ""
+    cpu_models: cputype.Models = NOTHING
 
 
 class Verdict(NamedTuple):
@@ -43,7 +47,10 @@ class Verdict(NamedTuple):
 
 def surroundings(root: Root) -> Surroundings:
     return Surroundings(
-        storage.sections(root), root.read(passthrough.MAPPINGS) or "", root.read(USB_MAPPINGS) or ""
+        storage.sections(root),
+        root.read(passthrough.MAPPINGS) or "",
+        root.read(USB_MAPPINGS) or "",
+        cputype.models(root),
     )
 
 
@@ -71,7 +78,9 @@ def of_move(
     if copy_mib:
         costs.append(f"copies {copy_mib / 1024:.1f} GiB of local disks")
     offline = next(_live(options, around), "") if runs else ""
-    against += _cpu(options.get("cpu", ""), source, target, costs, runs=runs)
+    here = source.processor if source else Processor()
+    wanted = cputype.parse(options.get("cpu", ""), around.cpu_models)
+    against += cputype.against(wanted, here, target.processor, target.node, costs, runs=runs)
     return Verdict(tuple(against), tuple(costs), copy_mib, offline)
 
 
@@ -165,25 +174,6 @@ def _disk(
     elif snapshots:
         against.append(f"{key} is local and the VM has snapshots")
     return _mib(said.get("size", ""))
-
-
-def _cpu(
-    text: str, source: Publication | None, target: Publication, costs: list[str], *, runs: bool
-) -> Iterator[str]:
-    """Models that copy the host's processor need the same one while they run; levels need it always."""
-    model = values_of(text, "cputype").get("cputype", "")
-    level = re.fullmatch(r"x86-64-v(\d)(?:-.*)?", model, re.ASCII)
-    there = target.processor
-    if level and there.level and int(level[1]) > there.level:
-        yield f"CPU type {model} needs more than {target.node} has (x86-64-v{there.level})"
-    elif model in ("host", "max") and runs:
-        here = source.processor if source else Processor()
-        if not (here.flags and there.flags):
-            costs.append(f"CPU type {model}: whether the processors are alike is not known")
-        elif (here.vendor, here.flags) != (there.vendor, there.flags):
-            yield f"CPU type {model}: {target.node} has another processor ({there.model[:60]})"
-    elif model and not level:
-        costs.append(f"whether {target.node} has all of CPU type {model[:40]} is not checked")
 
 
 def _said(text: str) -> Mapping[str, str]:

@@ -23,6 +23,7 @@ MOST_VMS = 1 << 13
 MOST_VCPUS = 8192
 MOST_MIB = 1 << 32
 MOST_DEVICES = 1 << 12
+MOST_FEATURES = 8 << 10
 MOST_LOCAL = 32 << 10
 """Characters of a node's own settings; longer ones are not published."""
 
@@ -55,12 +56,15 @@ class Stranger(NamedTuple):
 
 
 class Processor(NamedTuple):
-    """vendor, model: of /proc/cpuinfo. flags: a digest of its flags. level: N of x86-64-vN, 0 unknown."""
+    """vendor, model: of /proc/cpuinfo. flags: a digest of its flags, features: these. level: N of x86-64-vN,
+    0 unknown.
+    """
 
     vendor: str = ""
     model: str = ""
     flags: str = ""
     level: int = 0
+    features: frozenset[str] = frozenset()
 
 
 class Device(NamedTuple):
@@ -115,7 +119,8 @@ def document(said: Publication) -> dict[str, Any]:
         "fence": None if said.fence is None else [cpulist.format(said.fence[0]), said.fence[1]],
         "vms": {str(vm.held.vmid): _vm_out(vm) for vm in said.vms},
         "others": {str(one.vmid): [one.container, cpulist.format(one.cpus)] for one in said.strangers},
-        "processor": list(said.processor),
+        "processor": list(said.processor[:4]),
+        "features": " ".join(sorted(said.processor.features)),
         "devices": {address: list(device) for address, device in said.devices.items()},
         "settings": None if said.local is None else dict(said.local),
         "measured": {
@@ -204,7 +209,9 @@ def read(node: str, body: object) -> Publication:
             for vmid, body in _by_vmid(said.get("others"))
         ),
         fence=stored.maybe(_fence_in, said.get("fence")),
-        processor=_processor_in(said.get("processor")),
+        processor=_processor_in(said.get("processor"))._replace(
+            features=frozenset(stored.text(said.get("features", ""), MOST_FEATURES).split())
+        ),
         devices={
             stored.text(address, 40): _device_in(device)
             for address, device in stored.table(said.get("devices"), MOST_DEVICES).items()

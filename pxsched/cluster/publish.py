@@ -180,7 +180,8 @@ def _processor(root: Root) -> "Processor":
             break
         level += 1
     digest = hashlib.sha1(" ".join(sorted(flags)).encode(), usedforsecurity=False).hexdigest()
-    return Processor(said.get("vendor_id", "")[:40], said.get("model name", "")[:120].strip(), digest, level)
+    vendor, model = said.get("vendor_id", "")[:40], said.get("model name", "")[:120].strip()
+    return Processor(vendor, model, digest, level, flags)
 
 
 _LEVELS = (

@@ -15,6 +15,7 @@ from pxsched.node import claims, others, sighting
 from pxsched.node.sighting import Node
 from pxsched.root import Root
 
+SHARED = ("nodes", ".members", "ha", "mapping", "virtual-guest", "storage.cfg", "pxsched.toml")
 OURS = "hookscript: local:snippets/pxsched\n"
 
 
@@ -34,7 +35,7 @@ class Cluster:
                 os.symlink(entry, root / "proc" / entry.name)
             os.symlink(f"nodes/{name}", root / "etc/pve/local")
         self.corosync()
-        for file in ("nodes", ".members", "ha", "mapping", "storage.cfg", "pxsched.toml"):
+        for file in SHARED:
             for name in self.names:
                 os.symlink(self.pve / file, base / name / "etc/pve" / file)
 

@@ -185,7 +185,17 @@ def test_a_cpu_type_that_copies_the_host_is_compared(going):
     moves = going.moves()
     going.cluster.vm("pve1", 100, "cores: 2\ncpu: host\n")
     going.cluster.publish()
-    assert "CPU type host: pve2 has another processor (X)" in going.go(moves)
+    assert "CPU type host: pve2 has another processor (X, without avx)" in going.go(moves)
+
+
+def test_a_cpu_type_that_proxmox_on_the_target_does_not_know_is_not_tried(going):
+    going.cluster.vm("pve1", 100, "cores: 2\ncpu: x86-64-v9-new\n")
+    path = "nodes/pve2/capabilities/qemu/cpu"
+    going.proxmox.answers["GET", path] = (200, "OK", {"data": [{"name": "kvm64", "custom": 0}]})
+    assert "Proxmox on pve2 knows no CPU type x86-64-v9-new" in going.go() and going.proxmox.asked == []
+    going.proxmox.answers["GET", path] = (200, "OK", {"data": [{"name": "x86-64-v9-new", "custom": 0}]})
+    assert going.go() == ""
+    assert [path for _, path, _ in going.proxmox.requests if "capabilities" in path] == [path] * 2
 
 
 def test_who_has_moved_and_was_not_published_again_counts_where_it_is(going):

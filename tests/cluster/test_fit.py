@@ -165,8 +165,12 @@ def with_devices(cluster: Cluster, reserved: str = "") -> None:
         ("scsi0: thin:vm-100-disk-0\n[before]\ncores: 1\n", False, "scsi0 is local and the VM has snap"),
         ("scsi0: local:base-9-disk-0.qcow2/vm-100-disk-0.qcow2\n", False, "scsi0 is a linked clone on local"),
         ("cpu: x86-64-v4\n", False, "CPU type x86-64-v4 needs more than pve2 has (x86-64-v3)"),
-        ("cpu: x86-64-v2-AES\n", False, None),
-        ("cpu: host\n", True, "CPU type host: pve2 has another processor (Another one)"),
+        ("cpu: x86-64-v2-AES\n", False, "pve2 has no CPU flag aes"),
+        ("cpu: x86-64-v2\n", False, None),
+        ("cpu: custom-mine\n", False, "pve2 has no CPU flag aes"),
+        ("cpu: custom-mine,flags=-aes\n", False, None),
+        ("cpu: custom-gone\n", False, "CPU type custom-gone is not defined in the cluster"),
+        ("cpu: host\n", True, "CPU type host: pve2 has another processor (Another one, without aes)"),
         ("cpu: host\n", False, None),
     ],
 )
@@ -183,6 +187,7 @@ def test_what_keeps_it_from_another_node_is_said(pair, options, running, said):
     processor("pve2", "Another one", levels)
     pair.put("mapping/pci.cfg", MAPPINGS)
     pair.put("storage.cfg", STORAGES)
+    pair.put("virtual-guest/cpu-models.conf", "cpu-model: mine\n\tflags +aes\n\treported-model kvm64\n")
     pair.vm("pve1", 100, f"cores: 2\n{options}", running=running)
     pair.publish()
     against = answers(pair, 100)["pve2"].against
