@@ -24,7 +24,6 @@ from pxsched.settings.policy import MemoryMode, Policy
 # Where others' hookscripts are named; the second is an earlier version's.
 CHAINS = ("etc/pxsched/hooks.d", "etc/pve/pxsched-chain.json")
 PHASES = ("pre-start", "post-start", "pre-stop", "post-stop")
-QMP_PATIENCE_S = 1.0
 # A strict VM waits for the ledger as long as Proxmox waits for its QEMU at least (config_aware_timeout in
 # PVE::QemuServer::Helpers); systemd may take as long to read the drop-in that QEMU must start with.
 STRICT_LOCK_S = RELOAD_S = 30.0
@@ -81,10 +80,7 @@ def run(root: Root, vmid: int, phase: str, environ: Mapping[str, str]) -> int:
         for warning in (*node.settings.stale, *node.settings.warnings):
             say(warning)
     starter = process.identify(root, os.getppid()) if phase == "pre-start" else None
-    patience_s = QMP_PATIENCE_S if phase == "post-start" else None
-    sighting = node_module.sight(
-        root, vmid, starter=starter, source=source, patience_s=patience_s, hooked=True
-    )
+    sighting = node_module.sight(root, vmid, starter=starter, source=source, hooked=True)
     policy = _policy(node, sighting)
     confined = phase == "pre-start" and policy.memory is MemoryMode.STRICT
     done = settle.settle(

@@ -125,9 +125,9 @@ def _smp(args: str, sockets: int, cores: int, vcpus: int, warnings: list[str]) -
 
 def _numbered(options: Mapping[str, str], stem: str) -> list[tuple[int, str]]:
     found = (
-        (int(key.removeprefix(stem)), value)
+        (int(number), value)
         for key, value in options.items()
-        if re.fullmatch(rf"{stem}\d+", key, re.ASCII)
+        if key.startswith(stem) and (number := key.removeprefix(stem)).isdecimal() and number.isascii()
     )
     return sorted(found)
 

@@ -13,9 +13,10 @@ from pxsched.value import Value
 MAX_VCPUS = 8192  # far above QEMU's limit; a hostile `cores` must not fill the memory
 MAX_MIB = 1 << 32
 
-_KEY = re.compile(r"[a-z][a-z0-9_-]*", re.ASCII)
-_CPUS = re.compile(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", re.ASCII)
-_SETS = re.compile(r"\d+(?:-\d+)?(?:;\d+(?:-\d+)?)*", re.ASCII)
+# Compiled at first use, which few hooks come to.
+_KEY = r"(?a)[a-z][a-z0-9_-]*"
+_CPUS = r"(?a)\s*(\d{1,9})(?:-(\d{1,9}))?\s*"
+_SETS = r"(?a)\d+(?:-\d+)?(?:;\d+(?:-\d+)?)*"
 _TRUE = ("1", "on", "yes", "true")
 _FALSE = ("0", "off", "no", "false")
 _BDF = r"(?ai)(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})(?:\.([0-7]))?"
@@ -52,7 +53,7 @@ def property_string(text: str, default_key: str = "", keys: Collection[str] = ()
         key, equals, value = part.partition("=")
         if not equals:
             key, value = default_key, key
-        if key in values or not value or not _KEY.fullmatch(key) or (keys and key not in keys):
+        if key in values or not value or not re.fullmatch(_KEY, key) or (keys and key not in keys):
             raise ValueError(f"{part[:40]!r} is no KEY=VALUE that Proxmox knows, or comes twice")
         values[key] = value
     return values
@@ -83,7 +84,7 @@ def affinity(text: str) -> tuple[int, ...]:
     """
     cpus: list[int] = []
     for part in text.rstrip(",").split(",") if text.strip(",") else ():
-        match = _CPUS.fullmatch(part)
+        match = re.fullmatch(_CPUS, part)
         if match is None:
             raise ValueError(f"{part[:40]!r} in {text[:40]!r} is neither a CPU nor a range")
         first = int(match[1])
@@ -118,7 +119,7 @@ def hugepages(text: str) -> int:
 
 def _indexes(text: str) -> frozenset[int]:
     """`0-3;8`: inner lists are separated by semicolons."""
-    if not _SETS.fullmatch(text):
+    if not re.fullmatch(_SETS, text):
         raise ValueError(f"{text[:40]!r} is no list such as 0-3;8")
     return frozenset(affinity(text.replace(";", ",")))
 

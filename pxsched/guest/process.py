@@ -23,7 +23,6 @@ _VCPU_NAME = re.compile(r"CPU (\d{1,5})/(?:KVM|TCG)", re.ASCII)
 
 class Role(StrEnum):
     VCPU = "vcpu"
-    IOTHREAD = "iothread"
     VHOST = "vhost"
     EMULATOR = "emulator"
 
@@ -145,23 +144,16 @@ class Threads:
         return age_s >= NAMED_S
 
 
-def with_roles(
-    found: Iterable[Thread], vcpus: Mapping[int, tuple[int, ...]], iothreads: Iterable[int]
-) -> tuple[Thread, ...]:
-    """The threads with what QMP says of them. Thread ids that are not among `found` are ignored: QEMU may be
-    in a guest's hands and must not name other processes' threads.
+def with_vcpus(found: Iterable[Thread], vcpus: Mapping[int, tuple[int, ...]]) -> tuple[Thread, ...]:
+    """The threads with the vCPUs that QMP says they run. Thread ids that are not among `found` are ignored:
+    QEMU may be in a guest's hands and must not name other processes' threads.
 
-    vcpus: vCPU indexes by thread id. iothreads: thread ids.
+    vcpus: vCPU indexes by thread id.
     """
-    io_ids = frozenset(iothreads)
-    known = []
-    for thread in found:
-        if thread.tid in vcpus:
-            thread = replace(thread, role=Role.VCPU, vcpus=vcpus[thread.tid])
-        elif thread.tid in io_ids and thread.role is not Role.VHOST:
-            thread = replace(thread, role=Role.IOTHREAD)
-        known.append(thread)
-    return tuple(known)
+    return tuple(
+        replace(thread, role=Role.VCPU, vcpus=vcpus[thread.tid]) if thread.tid in vcpus else thread
+        for thread in found
+    )
 
 
 def allowed(root: Root, tid: int) -> str | None:

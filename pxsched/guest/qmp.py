@@ -184,12 +184,6 @@ def vcpu_threads(answer: Json) -> dict[int, tuple[int, ...]]:
     return threads
 
 
-def iothread_ids(answer: Json) -> frozenset[int]:
-    """Thread ids out of `query-iothreads`. Raises QmpProtocol for anything else."""
-    tids = [item.get("thread-id") for item in _objects(answer)]
-    return frozenset(tid for tid in tids if type(tid) is int)
-
-
 def _objects(answer: Json) -> list[dict[str, Json]]:
     if not isinstance(answer, list):
         raise QmpProtocol("not a list")

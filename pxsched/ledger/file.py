@@ -15,7 +15,6 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import NamedTuple
 
 from pxsched import lock, stored
 from pxsched.errors import UserError
@@ -27,6 +26,7 @@ from pxsched.ledger.lazy import Block, Lazy
 from pxsched.placement.request import Holding
 from pxsched.root import Root
 from pxsched.stored import Damaged
+from pxsched.value import Value
 
 SCHEMA = 2
 DIR = "run/pxsched"
@@ -36,7 +36,7 @@ DAMAGED, LOST = ".damaged", ".lost"  # what is added to the name of a file that 
 LOCK = f"{DIR}/lock"
 
 
-class _Content(NamedTuple):
+class _Content(Value):
     """What one file says: its lines as text, and what was made of them so far. Never changed otherwise."""
 
     claim_block: Block

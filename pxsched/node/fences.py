@@ -7,7 +7,7 @@ on what `cpuset.cpus.effective` says; where a group has no such file, on what th
 On cgroup v1 systemd has no cpusets: a VM is in the set of whoever started it, which is known once it runs.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pxsched.errors import UserError
 from pxsched.guest.process import Process
@@ -15,6 +15,7 @@ from pxsched.host import cgroup, cpulist
 from pxsched.ledger.file import Ledger
 from pxsched.root import Root
 from pxsched.settings.policy import Isolation
+from pxsched.value import Value
 
 if TYPE_CHECKING:
     from pxsched.node.sighting import Node
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 SLICE = "qemu.slice"
 
 
-class Fence(NamedTuple):
+class Fence(Value):
     """cpus: those inside, of which some online ones are missing. name: who set it, as a person knows it."""
 
     cpus: frozenset[int]

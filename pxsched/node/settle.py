@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim
@@ -70,7 +69,7 @@ def settle(
     return done
 
 
-class Waits(NamedTuple):
+class Waits(Value):
     """How long may be waited: for the ledger's lock, and for other programs."""
 
     lock_s: float

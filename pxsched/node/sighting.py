@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pxsched.host.memory import NodeMemory
     from pxsched.node.fences import Stated
 
+QMP_PATIENCE_S = 0.5
+
 
 class Sighting(Value):
     """What was seen of one VM. machine: None when its configuration is nowhere to be read.
@@ -144,34 +146,33 @@ def sight(
     *,
     starter: Process | None = None,
     source: str = "",
-    patience_s: float | None = None,
     hooked: bool = False,
 ) -> Sighting:
-    """Looks at one VM. patience_s: how long QMP may take to tell the threads apart; None: ask it only when
-    the threads' names leave a vCPU unfound, and not for long. hooked: Proxmox called our hook for it.
-    """
+    """Looks at one VM. hooked: Proxmox called our hook for it."""
     machine = machine_of(root, vmid, source)
     opted_in = hooked or (machine is not None and machine.opted_in)
     found = process.find(root, vmid)
     if found is None:
         return Sighting(vmid, machine, starter=starter, source=source, opted_in=opted_in)
-    threads, notes = _threads(root, vmid, found, machine, patience_s)
+    threads, notes = _threads(root, vmid, found, machine)
     return Sighting(vmid, machine, found, threads, None, source, opted_in, notes)
 
 
 def _threads(
-    root: Root, vmid: int, found: Process, machine: Machine | None, patience_s: float | None
+    root: Root, vmid: int, found: Process, machine: Machine | None
 ) -> tuple[tuple[Thread, ...], tuple[str, ...]]:
+    """The threads told by their names, which QEMU gives them as Proxmox asks it to (debug-threads=on); only
+    where those leave a vCPU unfound is it asked which thread runs what.
+    """
     threads = process.threads(root, found)
     named = sum(thread.role is Role.VCPU for thread in threads)
-    if not root.live or (patience_s is None and machine is not None and named >= machine.vcpus):
+    if not root.live or (machine is not None and named >= machine.vcpus):
         return threads, ()
     from pxsched.guest import qmp
 
     try:
-        with qmp.Qmp(root, vmid, patience_s=patience_s or 0.5) as monitor:
+        with qmp.Qmp(root, vmid, patience_s=QMP_PATIENCE_S) as monitor:
             vcpus = qmp.vcpu_threads(monitor.execute("query-cpus-fast"))
-            iothreads = qmp.iothread_ids(monitor.execute("query-iothreads"))
     except qmp.QmpError as error:
         return threads, (f"threads told by their names, as QMP failed: {error}",)
-    return process.with_roles(threads, vcpus, iothreads), ()
+    return process.with_vcpus(threads, vcpus), ()

@@ -100,7 +100,7 @@ class Holding(NamedTuple):
         return frozenset().union(*self.vcpus)
 
 
-class Foreign(NamedTuple):
+class Foreign(Value):
     """Somebody on the node whom we do not place: a VM that is not opted in, or a container.
 
     name: as a person knows it, such as "VM 200" or "container 101". cpus: where its threads may really run.

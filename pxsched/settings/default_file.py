@@ -8,7 +8,6 @@ docs/scheduler.md of sergelogvinov/karpenter-provider-proxmox.
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 from pxsched.errors import nearest
 from pxsched.settings.policy import NodeSettings, Policy
@@ -52,7 +51,7 @@ class UpperCase(Value):
     notes: tuple[str, ...] = ()
 
 
-class _Said(NamedTuple):
+class _Said(Value):
     where: str
     name: str
     value: str

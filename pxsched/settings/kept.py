@@ -10,13 +10,13 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from pxsched import lock, state, stored
 from pxsched.errors import UserError
 from pxsched.root import Root
 from pxsched.stored import Damaged
-from pxsched.value import Value
+from pxsched.value import Value, items
 
 FILE = "run/pxsched/settings.json"
 LOCK = "run/pxsched/settings.lock"
@@ -30,7 +30,7 @@ _CLUSTER_SIGNS = ("nodes", "local", "qemu-server")
 _NO_CLUSTER = "/etc/pve is empty, as when pve-cluster is down"
 
 
-class Record(NamedTuple):
+class Record(Value):
     """What a file said. document: as parsed, None where JSON cannot hold that. at_s: when, since 1970."""
 
     text: str
@@ -147,7 +147,7 @@ def save(root: Root, records: Records) -> None:
     try:
         with lock.held(root, LOCK, patience_s=0):
             if records:
-                files = {file: one._asdict() for file, one in records.items()}
+                files = {file: dict(items(one)) for file, one in records.items()}
                 state.save(root, FILE, {"schema": 1, "files": files})
             else:
                 state.remove(root, FILE)

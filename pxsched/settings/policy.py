@@ -6,7 +6,7 @@ Files are checked against these declarations, and the manual's tables are made f
 import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from pxsched.errors import UserError
 from pxsched.host import cpulist
@@ -91,7 +91,7 @@ class Others(StrEnum):
 E = TypeVar("E", bound=StrEnum)
 
 
-class Check(NamedTuple):
+class Check(Value):
     """parse: the checked value; raises ValueError for one that is none. values: what it takes, in words."""
 
     parse: Callable[[object], object]
@@ -182,7 +182,7 @@ def _parse_directory(value: object) -> str:
 _DIRECTORY = Check(_parse_directory, 'directory, such as `"/var/lib/prometheus/node-exporter"`')
 
 
-class Setting(NamedTuple):
+class Setting(Value):
     """parse, values: as in Check. help: one sentence."""
 
     default: Any

@@ -206,25 +206,24 @@ def threads(node: Node, guest: Guest) -> tuple[process.Thread, ...]:
 def test_what_qmp_says_goes_before_the_names(node, start):
     guest = start("CPU 0/KVM", "kvm", "kvm")
     zero, one, io = guest.tids
-    known = process.with_roles(threads(node, guest), {zero: (1,), one: (0,)}, [io])
+    known = process.with_vcpus(threads(node, guest), {zero: (1,), one: (0,)})
     roles = {thread.tid: (thread.role, thread.vcpus) for thread in known}
     assert roles[zero] == (Role.VCPU, (1,))
     assert roles[one] == (Role.VCPU, (0,))
-    assert roles[io] == (Role.IOTHREAD, ())
+    assert roles[io] == (Role.EMULATOR, ())
     assert roles[guest.pid] == (Role.EMULATOR, ())
 
 
 def test_threads_of_other_processes_that_qmp_names_are_passed_over(node, start):
     guest = start("CPU 0/KVM")
-    known = process.with_roles(threads(node, guest), {1: (0,), os.getpid(): (1,)}, [2, os.getppid()])
+    known = process.with_vcpus(threads(node, guest), {1: (0,), os.getpid(): (1,)})
     assert {thread.tid for thread in known} == {guest.pid, *guest.tids}
-    assert [thread.role for thread in known].count(Role.IOTHREAD) == 0
+    assert [thread.vcpus for thread in known if thread.role is Role.VCPU] == [(0,)]
 
 
-def test_a_vhost_worker_is_no_iothread_whatever_qmp_says(node, start):
+def test_a_vhost_worker_is_known_by_its_name(node, start):
     guest = start("vhost-PID")
-    known = process.with_roles(threads(node, guest), {}, guest.tids)
-    assert [thread.role for thread in known if thread.tid == guest.tids[0]] == [Role.VHOST]
+    assert [thread.role for thread in threads(node, guest) if thread.tid == guest.tids[0]] == [Role.VHOST]
 
 
 def test_the_mask_of_a_thread_is_read_from_procfs(node, start):

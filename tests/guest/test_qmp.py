@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pxsched.guest import qmp
-from pxsched.guest.process import Role, Thread, with_roles
+from pxsched.guest.process import Role, Thread, with_vcpus
 from pxsched.guest.qmp import Qmp, QmpBusy, QmpError, QmpGone, QmpProtocol, QmpRefused
 from pxsched.root import Root
 
@@ -372,20 +372,13 @@ def test_vcpus_of_the_wrong_type_are_refused(answer):
         qmp.vcpu_threads(answer)
 
 
-def test_iothreads_are_those_with_a_thread_id():
-    assert qmp.iothread_ids([{"id": "iothread-virtioscsi0", "thread-id": 7}, {"id": "x"}]) == {7}
-    with pytest.raises(QmpProtocol):
-        qmp.iothread_ids({"thread-id": 7})
-
-
 def test_a_qemu_that_names_other_processes_threads_gains_nothing(peer):
     own = (Thread(500, 1, "kvm"), Thread(501, 1, "CPU 0/KVM", Role.VCPU, (0,)))
     vcpus = [vcpu(0, 501), vcpu(1, 1), vcpu(2, os.getpid())]
-    root = peer.serve(answering({"return": vcpus}, {"return": [{"thread-id": 2}]}))
+    root = peer.serve(answering({"return": vcpus}))
     with Qmp(root, 100, patience_s=BOUND_S) as conversation:
         vcpus = qmp.vcpu_threads(conversation.execute("query-cpus-fast"))
-        iothreads = qmp.iothread_ids(conversation.execute("query-iothreads"))
-    assert with_roles(own, vcpus, iothreads) == own
+    assert with_vcpus(own, vcpus) == own
 
 
 # Rubbish
@@ -406,8 +399,6 @@ def test_any_json_is_threads_or_refused(effort, answer):
     with contextlib.suppress(QmpProtocol):
         for tid, indexes in qmp.vcpu_threads(answer).items():
             assert tid > 0 and all(0 <= index < 8192 for index in indexes)
-    with contextlib.suppress(QmpProtocol):
-        assert all(isinstance(tid, int) for tid in qmp.iothread_ids(answer))
 
 
 # The many examples share one listening socket and one thread that serves them.

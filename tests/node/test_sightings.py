@@ -13,7 +13,7 @@ from pxsched.guest import process
 from pxsched.guest.process import Process, Role, Thread, Threads
 from pxsched.ledger.claim import Claim, State
 from pxsched.ledger.file import Ledger
-from pxsched.node.sighting import Sighting
+from pxsched.node.sighting import Sighting, sight
 from pxsched.node.sightings import Sightings
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
@@ -247,3 +247,11 @@ def test_threads_of_a_process_that_is_gone_are_none(guest):
     assert Threads(guest.root, Process(found.pid, found.start_ticks - 1)).read() == ()
     guest.stop()
     assert threads.read() == ()
+
+
+def test_qemu_is_asked_only_for_a_vcpu_that_no_thread_is_named_after(guest):
+    """It serves one client at a time, and Proxmox is one; this one has no socket."""
+    assert sight(guest.root, 100, hooked=True).notes == ()
+    guest.write("cores: 2\nhookscript: local:snippets/pxsched\n")
+    (note,) = sight(guest.root, 100, hooked=True).notes
+    assert note.startswith("threads told by their names, as QMP failed")

@@ -8,7 +8,7 @@ from pxsched.plugins import emulator, isolation, latency, vcpu
 from pxsched.settings.policy import EmulatorPlace, Isolation, NodeSettings
 from pxsched.value import replace
 
-VHOST, IO = Thread(30, 1, "vhost-9", Role.VHOST), Thread(31, 1, "IO x", Role.IOTHREAD)
+VHOST, IO = Thread(30, 1, "vhost-9", Role.VHOST), Thread(31, 1, "IO x", Role.EMULATOR)
 
 
 def test_vcpus_get_their_own_cpus_and_nobody_else_does(views):
