@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 CHECKOUT = Path(__file__).parents[2]
 PACKAGES = (
@@ -39,15 +40,16 @@ def base_system(suite: str, packages: tuple[str, ...] = PACKAGES) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pxsched-tests"
     recipe = hashlib.sha256(repr(packages).encode()).hexdigest()[:12]
     path = cache / f"{suite}-{recipe}"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = cache / f"{path.name}.{os.getpid()}.partial"
-        command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
-        done = subprocess.run([*command, suite, str(partial)], capture_output=True, text=True, timeout=1500)
-        if done.returncode:
-            shutil.rmtree(partial, ignore_errors=True)
-            pytest.skip(f"no Debian {suite} can be bootstrapped: {done.stderr.strip()[-300:]}")
-        partial.rename(path)
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f"{path.name}.lock"):
+        if not path.exists():
+            partial = cache / f"{path.name}.{os.getpid()}.partial"
+            command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
+            done = subprocess.run([*command, suite, str(partial)], capture_output=True, text=True, timeout=1500)
+            if done.returncode:
+                shutil.rmtree(partial, ignore_errors=True)
+                pytest.skip(f"no Debian {suite} can be bootstrapped: {done.stderr.strip()[-300:]}")
+            partial.rename(path)
     return path
 
 
