@@ -45,7 +45,9 @@ def base_system(suite: str, packages: tuple[str, ...] = PACKAGES) -> Path:
         if not path.exists():
             partial = cache / f"{path.name}.{os.getpid()}.partial"
             command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
-            done = subprocess.run([*command, suite, str(partial)], capture_output=True, text=True, timeout=1500)
+            done = subprocess.run(
+                [*command, suite, str(partial)], capture_output=True, text=True, timeout=1500
+            )
             if done.returncode:
                 shutil.rmtree(partial, ignore_errors=True)
                 pytest.skip(f"no Debian {suite} can be bootstrapped: {done.stderr.strip()[-300:]}")
