@@ -47,9 +47,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("measures") or item.get_closest_marker("lab"):
             item.add_marker(pytest.mark.flaky(reruns=1))
     if config.getoption("again"):
-        known = set(config.cache.get(AGAIN, []))
+        known = _remembered(config)
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in known])
         items[:] = [item for item in items if item.nodeid in known]
+
+
+def _remembered(config: pytest.Config) -> set[str]:
+    """The tests that needed a second try; none where pytest keeps no cache (`-p no:cacheprovider`)."""
+    cache = getattr(config, "cache", None)
+    return set() if cache is None else set(cache.get(AGAIN, []))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -60,8 +66,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     ran = {one.nodeid for name in ("passed", "failed", "error") for one in reporter.stats.get(name, ())}
     needed = {one.nodeid for one in reporter.stats.get("rerun", ())}
-    before = set(config.cache.get(AGAIN, []))
-    config.cache.set(AGAIN, sorted((before - ran) | needed))
+    before = _remembered(config)
+    if (cache := getattr(config, "cache", None)) is not None:
+        cache.set(AGAIN, sorted((before - ran) | needed))
     config.stash[_TWICE] = needed & before
     if needed & before:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -66,6 +66,12 @@ def test_who_needs_it_twice_in_a_row_has_failed(checkout):
     assert "::test_that_measures: FAILED, it needed it the last time, too" in said
 
 
+def test_without_a_cache_it_is_tried_again_and_nothing_is_remembered(checkout):
+    code, said = run(checkout, "-p", "no:cacheprovider", "-k", "measures")
+    assert (code, "2 passed" in said, "INTERNALERROR" in said) == (0, True, False)
+    assert "needed a second try" in said
+
+
 @pytest.mark.slow
 def test_who_does_not_need_it_the_next_time_is_forgotten(checkout):
     assert run(checkout, "-k", "measures")[0] == 0
