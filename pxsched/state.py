@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pxsched import stored
+from pxsched.replacing import replace_file
 from pxsched.root import Root
 from pxsched.stored import Damaged
 
@@ -48,15 +49,8 @@ def _damaged(root: Root, file: str, why: str, set_aside: bool) -> str:
 
 def save(root: Root, file: str, document: object) -> None:
     """Replaces the file; a mapping is an object. Raises OSError, and leaves what was there."""
-    path = root.path(file)
-    try:
-        with open(f"{path}.new", "w") as stream:
-            # `dump` is not written in C
-            stream.write(json.dumps(document, default=dict, separators=(",", ":")))
-        os.replace(f"{path}.new", path)
-    except OSError:
-        remove(root, f"{file}.new")
-        raise
+    text = json.dumps(document, default=dict, separators=(",", ":"))  # `dump` is not written in C
+    replace_file(root.path(file), text.encode())
 
 
 def remove(root: Root, file: str) -> None:

@@ -14,7 +14,7 @@ PRODUCT = CHECKOUT / "pxsched"
 
 # From the ground floor up; what stands on one line knows nothing of its neighbours.
 FLOORS = (
-    "errors output patience value version",
+    "errors output patience replacing value version",
     "stored child material",
     "root",
     "lock state",

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pxsched.errors import UserError
+from pxsched.replacing import replace_file
 from pxsched.root import Root
 from pxsched.settings.files import NODE_FILE
 from pxsched.settings.policy import key_of
@@ -84,11 +85,6 @@ def _write(root: Root, text: str) -> None:
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         mode = os.stat(path).st_mode & 0o777 if os.path.exists(path) else 0o644
-        with open(f"{path}.new", "w", encoding="utf-8") as stream:
-            os.fchmod(stream.fileno(), mode)
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(f"{path}.new", path)
+        replace_file(path, text.encode(), mode=mode, durable=True)
     except OSError as error:
         raise UserError(f"cannot write /{NODE_FILE}: {error.strerror}") from error

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from pxsched import stored
 from pxsched.errors import UserError
+from pxsched.replacing import replace_file
 from pxsched.root import Root
 from pxsched.stored import Damaged
 from pxsched.value import NOTHING, Value, plain, replace
@@ -133,11 +134,7 @@ def save(root: Root, manifest: Manifest) -> None:
     text = json.dumps({"schema": 1, **plain(manifest)}, indent=1) + "\n"
     try:
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        with open(f"{path}.new", "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(f"{path}.new", path)
+        replace_file(path, text.encode(), durable=True)
     except OSError as error:
         raise UserError(f"/{MANIFEST} cannot be written: {error.strerror}") from error
 

@@ -19,7 +19,7 @@ _NAME = "pxsched"
 DEFAULT = f"opt/{_NAME}"
 # What an installation consisted of before there was a list of it, and what one that was cut short leaves.
 _EARLIER = re.compile(
-    r"pyvenv\.cfg|\.gitignore|bin/(python[\d.]*|[Aa]ctivate[\w.]*|pip[\d.]*|pxsched(\.new)?)|lib64"
+    r"pyvenv\.cfg|\.gitignore|bin/(python[\d.]*|[Aa]ctivate[\w.]*|pip[\d.]*|pxsched(\.(pxsched-)?new)?)|lib64"
     r"|share/(pxsched/hooks/.*|doc/pxsched/\w+\.md|man/man1/pxsched\.1)"
     r"|share/(bash-completion/completions/pxsched|zsh/site-functions/_pxsched)"
     r"|lib/python3\.\d+/site-packages/\.?pxsched(-new|-old)?/(.*\.pyc?|sandbox/files/init)"

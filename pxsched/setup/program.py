@@ -14,6 +14,7 @@ from pathlib import Path
 from pxsched import child
 from pxsched.errors import UserError
 from pxsched.output import say
+from pxsched.replacing import NEW, replace_file
 from pxsched.root import Root
 from pxsched.setup import manifest as manifests
 from pxsched.setup import prefix as prefixes
@@ -177,10 +178,7 @@ def _command(prefix: str) -> bytes:
 
 def _write(path: str, data: bytes, mode: int) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(f"{path}.new", "wb") as file:
-        file.write(data)
-        os.fchmod(file.fileno(), mode)
-    os.replace(f"{path}.new", path)
+    replace_file(path, data, mode=mode)
 
 
 def _link(root: Root, link: str, target: str) -> bool:
@@ -191,7 +189,7 @@ def _link(root: Root, link: str, target: str) -> bool:
         return False
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if not os.path.islink(path) or os.readlink(path) != target:
-        new = f"{path}.pxsched-new"
+        new = f"{path}{NEW}"
         if os.path.lexists(new):
             os.unlink(new)
         os.symlink(target, new)

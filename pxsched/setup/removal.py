@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from pxsched.errors import UserError
+from pxsched.replacing import NEW
 from pxsched.root import Root
 from pxsched.setup import manifest as manifests
 from pxsched.setup.manifest import Manifest
@@ -100,7 +101,7 @@ def forget(root: Root, manifest: Manifest, concerns: Callable[[str], bool]) -> N
         manifests.save(root, rest)
         return
     try:
-        for name in (manifests.MANIFEST, f"{manifests.MANIFEST}.new"):
+        for name in (manifests.MANIFEST, f"{manifests.MANIFEST}{NEW}"):
             if os.path.lexists(root.path(name)):
                 os.unlink(root.path(name))
     except OSError as error:

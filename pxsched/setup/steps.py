@@ -8,6 +8,7 @@ from typing import Protocol
 
 from pxsched import child
 from pxsched.errors import UserError
+from pxsched.replacing import replace_file
 from pxsched.root import Root
 from pxsched.value import Value
 
@@ -48,13 +49,9 @@ class Write(Value):
 
     def execute(self, root: Root) -> None:
         path = root.path(self.path)
-        new = f"{path}.pxsched-new"
         try:
             os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-            with open(new, "wb") as file:
-                file.write(self.data)
-                os.fchmod(file.fileno(), self.mode)
-            os.replace(new, path)
+            replace_file(path, self.data, mode=self.mode)
         except OSError as error:
             raise UserError(f"/{self.path} cannot be written: {error.strerror}") from error
 

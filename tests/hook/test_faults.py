@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pxsched.monitor import refusals
+from pxsched.root import Root
+
 pytestmark = pytest.mark.measures
 
 CHECKOUT = Path(__file__).parents[2]
@@ -91,7 +94,7 @@ def test_a_disk_that_fills_up_leaves_the_ledger_as_it_was(host):
         (directory / "filler").write_bytes(b"x" * 4096) if not any(directory.glob("ledger*")) else None
         assert started.code == 0
         assert host.hook(100, "post-start").returncode == 0
-        assert not list(directory.glob("*.new"))
+        assert not list(directory.glob("*new"))
     finally:
         subprocess.run(["umount", "-l", directory], check=True)
 
@@ -104,6 +107,15 @@ def test_strict_turns_our_own_faults_into_a_refusal(host):
     refused = host.sandbox.qm("start", host.create(100, cores=1), check=False)
     assert refused.code != 0
     assert host.sandbox.pid(100) is None
+
+
+def test_a_refusal_for_a_fault_of_ours_is_counted_like_any_other(host):
+    host.settings("[defaults]\nstrict = true\n")
+    Path(host.sandbox.root, "run/pxsched").mkdir(parents=True, exist_ok=True)
+    Path(host.sandbox.root, "run/pxsched/lock").symlink_to("/dev/full")
+    assert host.sandbox.qm("start", host.create(100, cores=1), check=False).code != 0
+    (refused,) = refusals.load(Root(host.sandbox.root)).values()
+    assert (refused.times, "cannot use" in refused.reason) == (1, True)
 
 
 def test_output_lines_never_look_like_a_migrations(host):

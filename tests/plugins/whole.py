@@ -338,7 +338,7 @@ class Whole:
         """
         names = sorted(os.listdir(self.base / "run/pxsched"))
         ours = [name for name in names if not name.startswith(STAYING)]
-        return [name for name in ours if not name.endswith(("lock", ".new"))]
+        return [name for name in ours if not name.endswith(("lock", "new"))]
 
 
 def _at_once(root: Root, path: str, value: str) -> None:
