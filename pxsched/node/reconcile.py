@@ -17,6 +17,7 @@ from pxsched.errors import UserError
 from pxsched.guest import process
 from pxsched.guest.process import Process
 from pxsched.knobs import knob as knobs
+from pxsched.knobs import words
 from pxsched.knobs.knob import Gone, Knob, Rank
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.file import Ledger
@@ -280,19 +281,20 @@ def restore(root: Root, ledger: Ledger, keys: Iterable[str], report: Report) -> 
         except Gone:
             pass
         except (ValueError, OverflowError, UserError) as error:  # not ours, or not this version's
-            report.failed.append(f"{key}: {error}")
+            report.failed.append(f"{words.label(root, key)}: {error}")
         except OSError as error:
             if not already(root, knob, entry.original):
                 if note(ledger, key, error):
-                    report.failed.append(not_back(key, entry, error))
+                    report.failed.append(not_back(root, key, entry, error))
                 continue
         else:
             report.restored.append(Turn(key, entry.plugin, entry.owner, entry.wanted, entry.original))
         del ledger.journal[key]
 
 
-def not_back(key: str, entry: Entry, error: OSError) -> str:
-    return f"{key}: cannot be put back to {entry.original!r}: {error.strerror}"
+def not_back(root: Root, key: str, entry: Entry, error: OSError) -> str:
+    original = words.shown(key, entry.original)
+    return f"{words.label(root, key)}: cannot be put back to {original}: {error.strerror}"
 
 
 def already(root: Root, knob: Knob, value: str) -> bool:
@@ -322,17 +324,19 @@ def apply(
             continue
         except OSError as error:
             if note(ledger, key, error):
-                report.failed.append(refused(key, setting.want, error))
+                report.failed.append(refused(root, key, setting.want, error))
             continue
-        drift = taken(ledger, knob, after, report, drifted=key in drifted)
+        drift = taken(root, ledger, knob, after, report, drifted=key in drifted)
         report.turned.append(Turn(key, setting.plugin, setting.owner, before, after, drifted=drift))
 
 
-def refused(key: str, want: str, error: OSError) -> str:
-    return f"{key}: the kernel refused {want!r}: {error.strerror}"
+def refused(root: Root, key: str, want: str, error: OSError) -> str:
+    return f"{words.label(root, key)}: the kernel refused {words.shown(key, want)}: {error.strerror}"
 
 
-def taken(ledger: Ledger, knob: Knob, after: str, report: Report, *, drifted: bool = False) -> bool:
+def taken(
+    root: Root, ledger: Ledger, knob: Knob, after: str, report: Report, *, drifted: bool = False
+) -> bool:
     """Notes what a write has made of the knob. drifted: it was not as we had left it; says whether that was
     somebody's doing: what the kernel narrows at once, it narrowed before, too.
     """
@@ -341,7 +345,8 @@ def taken(ledger: Ledger, knob: Knob, after: str, report: Report, *, drifted: bo
     said = "" if knob.same(after, entry.wanted) else _made(after)
     drifted = drifted and not said
     if said and entry.note != said:
-        report.failed.append(f"{key}: asked for {entry.wanted!r}, {said}")
+        wanted = words.shown(key, entry.wanted)
+        report.failed.append(f"{words.label(root, key)}: asked for {wanted}, {said}")
     if drifted:
         entry = entry._replace(drifted_ns=ledgers.now_ns(), drifts=entry.drifts + 1)
     if drifted or (entry.note, entry.leaving) != (said, False) or entry.failures:

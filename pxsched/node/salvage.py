@@ -82,6 +82,6 @@ def _turn(root: Root, report: Report, vmid: int, knob: Knob, value: str) -> None
     except Gone:
         return
     except (OSError, UserError) as error:
-        report.failed.append(f"{knob.key}: {getattr(error, 'strerror', None) or error}")
+        report.failed.append(f"{knob.label(root)}: {getattr(error, 'strerror', None) or error}")
     else:
         report.restored.append(Turn(knob.key, PLUGIN, vmid, "", value))

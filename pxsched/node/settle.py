@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping
 
+from pxsched.knobs import words
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.file import Ledger
@@ -205,7 +206,9 @@ def restore_all(root: Root) -> Report:
         report.unmet.clear()
         _join(report, more)
         if not lent or time.monotonic() > deadline_s:
-            report.failed += [f"{key}: another process has it in hand" for key in sorted(lent)]
+            report.failed += [
+                f"{words.label(root, key)}: another process has it in hand" for key in sorted(lent)
+            ]
             break
         time.sleep(0.1)
     if ledgers.is_damaged(root):

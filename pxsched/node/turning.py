@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from pxsched import patience
 from pxsched.errors import UserError
+from pxsched.knobs import words
 from pxsched.knobs.knob import Gone
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.file import Ledger
@@ -128,26 +129,26 @@ def _enter(root: Root, ledger: Ledger, errand: Errand, outcome: Outcome, report:
     if outcome.late or now != entry:
         return
     if outcome.senseless:
-        report.failed.append(f"{key}: {outcome.senseless}")
+        report.failed.append(f"{words.label(root, key)}: {outcome.senseless}")
     if outcome.gone or outcome.senseless:
         del ledger.journal[key]
     elif outcome.error is not None:
-        _failed(ledger, errand, outcome.error, report)
+        _failed(root, ledger, errand, outcome.error, report)
     elif errand.restore:
         del ledger.journal[key]
         report.restored.append(Turn(key, entry.plugin, entry.owner, entry.wanted, entry.original))
     else:
-        drifted = reconcile.taken(ledger, errand.knob, outcome.after, report, drifted=errand.drifted)
+        drifted = reconcile.taken(root, ledger, errand.knob, outcome.after, report, drifted=errand.drifted)
         turn = Turn(key, entry.plugin, entry.owner, outcome.before, outcome.after, drifted=drifted)
         report.turned.append(turn)
 
 
-def _failed(ledger: Ledger, errand: Errand, error: OSError, report: Report) -> None:
+def _failed(root: Root, ledger: Ledger, errand: Errand, error: OSError, report: Report) -> None:
     key = errand.knob.key
     if reconcile.note(ledger, key, error):
         entry = errand.entry
-        say = reconcile.not_back(key, entry, error) if errand.restore else _refused(key, entry, error)
-        report.failed.append(say)
+        say = reconcile.not_back if errand.restore else _refused
+        report.failed.append(say(root, key, entry, error))
     entry = ledger.journal[key]
     off_s = min(LONGEST_OFF_S, SHORTEST_OFF_S << min(entry.failures, 10))
     ledger.journal[key] = entry._replace(
@@ -155,8 +156,9 @@ def _failed(ledger: Ledger, errand: Errand, error: OSError, report: Report) -> N
     )
 
 
-def _refused(key: str, entry: Entry, error: OSError) -> str:
-    return f"{key}: could not be made {entry.wanted!r}: {error.strerror or error}"
+def _refused(root: Root, key: str, entry: Entry, error: OSError) -> str:
+    wanted = words.shown(key, entry.wanted)
+    return f"{words.label(root, key)}: could not be made {wanted}: {error.strerror or error}"
 
 
 def _threads(root: Root, ledger: Ledger, report: Report) -> None:

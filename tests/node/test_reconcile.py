@@ -1,6 +1,7 @@
 """The one loop that turns knobs: real threads, and files that stand for kernel values."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -224,7 +225,8 @@ def test_what_the_kernel_refuses_is_said_once_and_stops_nothing_else(host, threa
     report = host.reconcile(*desired)
     assert threads.mask(1) == LAST and threads.mask(0) == ALL
     (line,) = report.failed
-    assert absent in line and "none of these CPUs is online and one that the thread's cgroup may use" in line
+    why = "none of these CPUs is online and one that the thread's cgroup may use"
+    assert re.match(rf"affinity of [^:]+ \({threads.tids[0]}\): the kernel refused {absent}: {why}", line)
     assert host.reconcile(*desired).failed == []
     assert host.journal[threads.knob(0).key].note in line
     assert host.journal[threads.knob(0).key].drifts == 0
@@ -239,6 +241,8 @@ def test_a_journal_entry_nobody_understands_stops_nothing_else(host, threads):
         ledgers.save(host.root, ledger)
     report = host.reconcile()
     assert len(report.failed) == 4
+    last = f"({threads.tids[1]}): bad CPU list 'no CPU list'"
+    assert any(line.startswith("affinity of python") and last in line for line in report.failed)
     assert threads.mask(0) == ALL and host.journal == {}
 
 
@@ -334,6 +338,9 @@ class Plain(Knob):
 
     def path(self, root: Root) -> Path:
         return Path(root.path(f"values/{self.name}"))
+
+    def label(self, root: Root) -> str:
+        return f"the {self.kind} of {self.name}"
 
     def read(self, root: Root) -> str:
         try:

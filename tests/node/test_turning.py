@@ -31,6 +31,9 @@ class Asked(Knob):
     def peer(self) -> str:
         return self.name
 
+    def label(self, root: Root) -> str:
+        return f"what {self.name} was asked"
+
     def read(self, root: Root) -> str:
         return Path(root.path(self.name)).read_text()
 
