@@ -56,11 +56,13 @@ def _guarded(root: Root, vmid: int, phase: str, environ: Mapping[str, str]) -> i
     try:
         return run(root, vmid, phase, environ)
     except UserError as error:
-        say(str(error))
+        reason = str(error)
     except Exception as error:  # noqa: BLE001 - the entry point of the hook
-        say(f"unexpected {type(error).__name__}: {error}")
+        reason = f"unexpected {type(error).__name__}: {error}"
+    say(reason)
     if phase != "pre-start" or not _strict(root, vmid, environ):
         return Exit.DONE
+    _count_refusal(root, vmid, reason)
     _stays(vmid, environ.get("PVE_MIGRATED_FROM", ""))
     return Exit.REFUSED
 
@@ -119,14 +121,18 @@ def _remarks(sighting: Sighting, phase: str) -> Iterator[str]:
 def _refuse(node: Node, sighting: Sighting, phase: str, reason: str) -> int:
     vmid = sighting.vmid
     if _policy(node, sighting).strict and phase == "pre-start":
-        from pxsched.monitor import refusals
-
-        refusals.count(node.root, vmid)
+        _count_refusal(node.root, vmid, reason)
         say(f"VM {vmid} is refused, as its policy is strict: {reason}")
         _stays(vmid, sighting.source)
         return Exit.REFUSED
     say(f"VM {vmid} runs unplaced: {reason}")
     return Exit.DONE
+
+
+def _count_refusal(root: Root, vmid: int, reason: str) -> None:
+    from pxsched.monitor import refusals
+
+    refusals.count(root, vmid, reason)
 
 
 def _stays(vmid: int, source: str) -> None:

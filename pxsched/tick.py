@@ -25,6 +25,7 @@ from pxsched.node.sighting import Node, Sighting
 from pxsched.node.sightings import Sightings
 from pxsched.output import complain, say
 from pxsched.root import Root
+from pxsched.settings.policy import Notify
 from pxsched.value import Value, replace
 
 LOCK = "run/pxsched/tick.lock"
@@ -75,7 +76,10 @@ class Session:
             done = Done(settled, self._balance())
             if settled is not None and self._node is not None:
                 _count(self._node, settled, done.balanced, (began_s, time.monotonic() - began))
-        return replace(done, given_back=self._give_back()) if settled is not None else done
+        if settled is None or self._node is None:
+            return done
+        _notify(self._node, settled)
+        return replace(done, given_back=self._give_back())
 
     def _give_back(self) -> tuple[str, ...]:
         """Balloons that can no longer be served, to Proxmox, which is waited for without a lock."""
@@ -153,6 +157,21 @@ def _count(node: Node, settled: Pass, balanced: Result | None, when_s: tuple[flo
         textfile.publish(node.root, node.settings.node.textfile)
     except UserError as error:
         complain(str(error))
+
+
+def _notify(node: Node, settled: Pass) -> None:
+    """Mails what is news, where that is wanted; systemd is waited for without a lock. A failure is said."""
+    if node.settings.node.notify is not Notify.MAIL:
+        return
+    from pxsched.knobs import words
+    from pxsched.monitor import events, mail, notices, refusals
+
+    journal, now_ns = ledgers.peek(node.root).journal, ledgers.now_ns()
+    refused = refusals.load(node.root)
+    label = partial(words.label, node.root)
+    found = events.find(journal, settled.changes.refused, refused, label, now_ns)
+    if line := notices.tell(node.root, found, now_ns / 1e9, partial(mail.send, node.root, node.name)):
+        complain(line)
 
 
 def _prove(node: Node) -> None:

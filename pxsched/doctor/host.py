@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from pxsched.doctor.finding import Finding, Level, Subject, some, vms
 from pxsched.host import cpulist
+from pxsched.settings.policy import Notify
 
 CPU_DIR = "sys/devices/system/cpu"
 
@@ -136,4 +137,17 @@ def _remote_devices(subject: Subject, vmid: int) -> Iterator[Finding]:
                 yield Finding(Level.WARN, "passthrough", text, remedy)
 
 
-CHECKS = (versions, cgroups, topology, governor, security, passthrough)
+def mail(subject: Subject) -> Iterator[Finding]:
+    """Whether what root is to be told can be sent."""
+    from pxsched.monitor.mail import SENDMAIL, possible
+
+    if subject.settings.node.notify is not Notify.MAIL:
+        return
+    if possible(subject.root):
+        yield Finding(Level.OK, "mail", f"root is told by /{SENDMAIL}")
+    else:
+        text = f'notify = "mail" in [node], and there is no /{SENDMAIL}: nobody is told'
+        yield Finding(Level.WARN, "mail", text, "install a program that has one, such as Debian's postfix")
+
+
+CHECKS = (versions, cgroups, topology, governor, security, passthrough, mail)

@@ -8,13 +8,14 @@ Properties set at run time are drop-ins below /run, which take part in every lat
 import errno
 import os
 import time
+from collections.abc import Sequence
 
 from pxsched import lock, patience
 from pxsched.root import Root
 
 PATIENCE_S = 30.0
 _RELOAD = "run/pxsched/reload.lock"  # says when the last reload that came to its end began, ns after boot
-PROGRAM = "/usr/bin/systemctl"
+PROGRAM, _RUN = "/usr/bin/systemctl", "/usr/bin/systemd-run"
 NAME = "systemd"
 # Where `set-property --runtime` writes its drop-ins: transient units (scopes) have a directory of their own.
 _DROPIN_DIRS = ("run/systemd/system.control", "run/systemd/transient")
@@ -86,13 +87,36 @@ def drop_in(root: Root, unit: str, name: str) -> str | None:
     return next((path for path in candidates if root.exists(path)), None)
 
 
+def start(root: Root, argv: Sequence[str], *, stdin: bytes, description: str, most_s: float) -> None:
+    """Has systemd run a program in a unit of its own, and does not wait for it. stdin: what it reads; a few
+    ten KiB at most, as it is handed over as an argument. most_s: how long it may take. Raises OSError.
+
+    Rules: systemd-run(1); systemd.exec(5) StandardInputData=.
+    """
+    import base64
+
+    properties = (
+        "StandardInput=data",
+        f"StandardInputData={base64.b64encode(stdin).decode()}",
+        "ExitType=cgroup",  # it may leave its work to a child
+        f"RuntimeMaxSec={most_s:g}",
+    )
+    words = [word for one in properties for word in ("--property", one)]
+    _run(root, [_RUN, "--no-block", "--collect", f"--description={description}", *words, "--", *argv])
+
+
 def call(root: Root, *arguments: str) -> None:
     """Runs systemctl. Raises NoSuchUnit or OSError."""
+    _run(root, [PROGRAM, *arguments])
+
+
+def _run(root: Root, words: Sequence[str]) -> None:
+    """Runs one of systemd's programs. Raises NoSuchUnit or OSError."""
     if not present(root):
         raise OSError(errno.EOPNOTSUPP, "systemd is not what runs this system")
     from pxsched import child
 
-    argv = [PROGRAM, "--quiet", "--no-ask-password", *arguments]
+    argv = [words[0], "--quiet", "--no-ask-password", *words[1:]]
     patience_s = patience.left(PATIENCE_S)
     try:
         done = child.run(argv, patience_s=patience_s, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
@@ -102,4 +126,4 @@ def call(root: Root, *arguments: str) -> None:
         said = " ".join(done.stderr.split())[:200]
         if "not found" in said or "not loaded" in said:
             raise NoSuchUnit(said)
-        raise OSError(errno.EIO, said or f"systemctl {arguments[0]} failed")
+        raise OSError(errno.EIO, said or f"{' '.join(words[:2])} failed")

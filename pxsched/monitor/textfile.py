@@ -1,12 +1,11 @@
 """Metrics for node_exporter, which reads every *.prom in its textfile directory (its README)."""
 
-import os
-
 from pxsched.errors import UserError
 from pxsched.host import topology
 from pxsched.ledger import file as ledgers
 from pxsched.monitor import families, passes, refusals, runs
 from pxsched.node import balancing, exclusive, proofs
+from pxsched.replacing import replace_file
 from pxsched.root import Root
 
 NAME = "pxsched.prom"
@@ -23,7 +22,7 @@ def text(root: Root) -> str:
             exclusive.check(root, ledger, topology.isolated(root)),
             passes.load(root),
             runs.count(root, ledger.claims.values()),
-            refusals.load(root),
+            {vmid: refused.times for vmid, refused in refusals.load(root).items()},
             {vmid: standing[3] for vmid, standing in last.standings.items()},
             last.balloons_mib,
             proofs.briefs(root),
@@ -36,12 +35,8 @@ def write(path: str, content: str) -> None:
 
     Raises UserError.
     """
-    temporary = f"{path}.new"
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW), "w") as stream:
-            os.fchmod(stream.fileno(), 0o644)  # whatever the umask
-            stream.write(content)
-        os.replace(temporary, path)
+        replace_file(path, content.encode(), mode=0o644)
     except OSError as error:
         raise UserError(f"cannot write {path!r}: {error.strerror}") from error
 

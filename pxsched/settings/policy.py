@@ -88,6 +88,13 @@ class Others(StrEnum):
     CONFINE = "confine"
 
 
+class Notify(StrEnum):
+    """How the admin is told of what he should know."""
+
+    NONE = "none"
+    MAIL = "mail"
+
+
 E = TypeVar("E", bound=StrEnum)
 
 
@@ -308,6 +315,12 @@ class NodeSettings(Settings):
     balance_memory: bool = _setting(True, _BOOL, "move balloon memory between guests")
     textfile: str = _setting(
         "", _DIRECTORY, "node_exporter's textfile directory, for metrics after each pass; empty: none"
+    )
+    notify: Notify = _setting(
+        Notify.NONE,
+        _choice(Notify),
+        "mail root, once each: strict VMs that were refused, VMs without a place, values that the kernel does"
+        " not take, and those that somebody else turns again and again",
     )
     prove: bool = _setting(
         False,

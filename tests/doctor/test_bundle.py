@@ -271,7 +271,7 @@ def test_who_else_is_there_and_what_was_counted_is_told_in_numbers(replay):
     ]
     counts = passes.load(replay)
     assert (counts.count, counts.seconds, counts.drifts, counts.unplaced) == (7, 1.5, {"vcpu": 2}, (101,))
-    assert refusals.load(replay) == {101: 3}
+    assert refusals.load(replay) == {101: (3, "")}
 
 
 def test_a_plan_is_the_same(machine, tmp_path):

@@ -169,6 +169,15 @@ def test_a_vm_that_names_another_storage_is_checked_there(node):
     assert [f.level for f in node.found("hookscript")] == [Level.OK, Level.BAD]
 
 
+def test_mail_that_is_asked_for_needs_a_program_that_sends_it(node):
+    assert node.found("mail") == []
+    node.write("etc/pxsched/pxsched.toml", '[node]\nnotify = "mail"\n')
+    finding = only(node.found("mail"))
+    assert (finding.level, "no /usr/sbin/sendmail" in finding.text) == (Level.WARN, True)
+    node.write("usr/sbin/sendmail", "", 0o755)
+    assert only(node.found("mail")).level is Level.OK
+
+
 def test_a_governor_that_the_driver_does_not_know_is_named_with_those_it_knows(node):
     node.write("sys/devices/system/cpu/cpu0/cpufreq/scaling_driver", "intel_pstate\n")
     node.write("sys/devices/system/cpu/cpu0/cpufreq/scaling_available_governors", "performance powersave\n")

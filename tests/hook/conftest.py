@@ -85,7 +85,7 @@ class Host:
         counted stays.
         """
         names = os.listdir(Path(self.sandbox.root, "run/pxsched"))
-        kept = ("lock", "passes.json", "runs.json", "refusals.json")
+        kept = ("lock", "passes.json", "runs.json", "refusals.json", "notices.json")
         return sorted(name for name in names if not name.endswith(kept) and "settings" not in name)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from pxsched.ledger import file as ledger
 from pxsched.ledger.claim import State
+from pxsched.monitor import refusals
 from pxsched.node import settle
 from pxsched.node import sighting as node
 from pxsched.node.sightings import Sightings
@@ -139,3 +140,14 @@ def test_a_broken_file_of_settings_costs_a_running_vm_nothing_and_is_told_until_
     assert "stays in force" in started.output and host.masks(100) == ["1"], "for those that start, too"
     host.settings(whole)
     assert host.pxsched("tick").stdout == "" and host.status()["warnings"] == []
+
+
+def test_a_mail_that_cannot_be_sent_is_said_once_and_not_at_every_pass(host):
+    """Whether it is sent where it can be is for the lab, which has a systemd and a sendmail of its own."""
+    host.settings('[node]\nnotify = "mail"\n[vm.100]\nclass = "dedicated"\nstrict = true\n')
+    assert host.pxsched("tick").stderr == ""
+    assert host.sandbox.qm("start", host.create(100, cores=8), check=False).code != 0
+    said = [host.pxsched("tick").stderr for _ in range(2)]
+    assert said == ["pxsched: no mail could be sent: there is no /usr/sbin/sendmail\n", ""]
+    (refused,) = refusals.load(Root(host.sandbox.root)).values()
+    assert (refused.times, refused.reason.startswith("needs 8 exclusive CPUs")) == (1, True)

@@ -100,6 +100,12 @@ def test_damaged_runs_are_set_aside(root):
 
 
 def test_refused_starts_are_counted_by_vm(root):
-    for vmid in (100, 101, 100):
-        refusals.count(root, vmid)
-    assert refusals.load(root) == {100: 2, 101: 1}
+    for vmid, reason in (100, "no room"), (101, "x" * 5000), (100, "no memory"):
+        refusals.count(root, vmid, reason)
+    assert refusals.load(root) == {100: (2, "no memory"), 101: (1, "x" * 300)}
+
+
+def test_starts_that_an_earlier_version_counted_count(root):
+    Path(root.path(refusals.FILE)).write_text('{"100": 2}')
+    refusals.count(root, 100, "no room")
+    assert refusals.load(root) == {100: (3, "no room")}

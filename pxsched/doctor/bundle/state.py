@@ -54,7 +54,7 @@ def files(root: Root) -> Iterator[tuple[str, str]]:
     counts = passes.load(root)
     drifts = {plugin: times for plugin, times in counts.drifts.items() if words.ours(plugin, "plugins")}
     yield passes.FILE, _text(replace(counts, drifts=drifts).to_json())
-    yield refusals.FILE, _text(refusals.load(root))
+    yield refusals.FILE, _text({vmid: refused.times for vmid, refused in refusals.load(root).items()})
 
 
 def _text(document: object) -> str:
