@@ -170,7 +170,11 @@ def _notify(node: Node, settled: Pass) -> None:
     refused = refusals.load(node.root)
     label = partial(words.label, node.root)
     found = events.find(journal, settled.changes.refused, refused, label, now_ns)
-    if line := notices.tell(node.root, found, now_ns / 1e9, partial(mail.send, node.root, node.name)):
+    try:
+        line = notices.tell(node.root, found, now_ns / 1e9, partial(mail.send, node.root, node.name))
+    except UserError as error:
+        line = error.message
+    if line:
         complain(line)
 
 

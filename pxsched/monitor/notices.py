@@ -7,12 +7,13 @@ the next, if it is still so then. What is known is kept in /run/pxsched from pas
 
 from collections.abc import Callable, Iterable, Mapping
 
-from pxsched import state, stored
+from pxsched import lock, state, stored
+from pxsched.lock import Locked
 from pxsched.monitor.events import Event
 from pxsched.root import Root
 from pxsched.value import NOTHING, Value, items, replace
 
-FILE = "run/pxsched/notices.json"
+FILE, LOCK = "run/pxsched/notices.json", "run/pxsched/notices.lock"
 AWAY_S = 3600.0
 QUIET_S = 600.0
 
@@ -87,8 +88,17 @@ def tried(notices: Notices, events: Iterable[Event], now_s: float, *, sent: bool
 def tell(root: Root, events: list[Event], now_s: float, send: Callable[[list[str]], None]) -> str:
     """Sends what is news. Returns what is to be said: why it could not be sent, or nothing.
 
-    send: is given the lines; raises OSError. One process at a time may call this.
+    send: is given the lines; raises OSError. Meanwhile another process that has something to tell leaves it
+    to its next pass. Raises UserError where /run cannot be written.
     """
+    try:
+        with lock.held(root, LOCK, patience_s=0):
+            return _tell(root, events, now_s, send)
+    except Locked:
+        return ""
+
+
+def _tell(root: Root, events: list[Event], now_s: float, send: Callable[[list[str]], None]) -> str:
     before = state.load(root, FILE, Notices.from_json, set_aside=False)[0] or Notices()
     now = seen(before, events, now_s)
     fresh = news(now, events, now_s)

@@ -1,4 +1,4 @@
-"""Every command that README, the page on rollout and help texts print is run as it is printed, from each way
+"""Every command that README, pages for users and help texts print is run as it is printed, from each way
 to have pxsched: the checkout, a wheel, install.sh and the Debian package, the last two on Debian 12 and 13.
 
 A stand-in node is what they see, with two VMs; what needs a Proxmox node finds the one of `conftest`.
@@ -23,6 +23,8 @@ from .conftest import CHECKOUT, _what_git_does_not_know
 WORDS = r"(?:pxsched|\./install\.sh|\./tests/run|\.ci/run|qm|apt|apt-get|systemctl|dpkg-buildpackage|mkdir)"
 COMMAND = re.compile(rf"(?:[A-Z_]+='[^']*' )?{WORDS} .*|\.\S+", re.ASCII)
 
+_DOCS = ("rollout", "placement", "balancing", "cluster", "karpenter")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in _DOCS))
 NOT_HERE = {
     "PXSCHED_TOKEN='audit@pve!ro=...' pxsched list --host pve1.example.org":
         "needs a cluster's API; tests/optin/test_https.py has one",
@@ -91,7 +93,7 @@ def in_help(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def printed() -> list[str]:
-    found = dict.fromkeys([*in_page("README.md"), *in_page("docs/rollout.md"), *in_help(cli.parser())])
+    found = dict.fromkeys([*(line for page in PAGES for line in in_page(page)), *in_help(cli.parser())])
     return [line for line in found if COMMAND.fullmatch(line) and not line.startswith("--")]
 
 

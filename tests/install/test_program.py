@@ -72,7 +72,8 @@ def test_the_manual_the_completions_and_the_pages_come_along(root):
         assert target == f"/{PREFIX}/share/{link}"
         assert (root.read(target.lstrip("/")) or "").startswith(start)
     pages = root.path(f"{PREFIX}/share/doc/pxsched")
-    assert set(os.listdir(pages)) == {"README.md", "settings.md", "replacing.md", "benefit.md", "rollout.md"}
+    names = (program.CHECKOUT / "debian/pxsched.docs").read_text().split()
+    assert set(os.listdir(pages)) == {os.path.basename(name) for name in names}
     assert "## Recipes" in Path(pages, "settings.md").read_text()
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pxsched import lock
 from pxsched.ledger.journal import NODE, Entry
 from pxsched.monitor import events, mail, notices
 from pxsched.monitor.events import LASTING_S, Event
@@ -155,6 +156,13 @@ def test_what_cannot_be_remembered_is_not_sent_at_every_pass(passes, monkeypatch
     for now_s in range(0, 100, 10):
         assert "nobody is told of 1 events" in passes.at(now_s, A)
     assert passes.told == []
+
+
+def test_while_one_process_sends_another_one_neither_waits_nor_sends(passes):
+    with lock.held(passes.root, notices.LOCK, patience_s=0):
+        assert passes.at(0, A) == ""
+    passes.at(10, A)
+    assert passes.told == [(10, "A")]
 
 
 @pytest.mark.parametrize("damaged", ["", "[]", "[1, {}, 2]", '[null, {"a": [1, 2]}]', '[-1, {}]', "[" * 9999])
