@@ -100,7 +100,14 @@ def _live(root: Root, watcher: "Watcher", period_s: float) -> None:
     with _unbuffered(sys.stdin.fileno()) as keys, screen as live:
         while True:
             details = _details(root, selected) if opened and selected is not None else None
-            picture = draw(frame, width=console.width, selected=selected, details=details, keys=True)
+            picture = draw(
+                frame,
+                width=console.width,
+                height=console.height,
+                selected=selected,
+                details=details,
+                keys=True,
+            )
             live.update(picture, refresh=True)
             pressed = next_keys(keys, period_s)
             if pressed is None:

@@ -46,6 +46,9 @@ class Entry(NamedTuple):
 
 Entries = Mapping[str, Entry]
 
+AGAIN_AND_AGAIN = 3
+"""Drifts of a knob from which on it is no person who has a reason, but a program that will go on."""
+
 
 class Journal(MutableMapping[str, Entry]):
     """The entries by key."""

@@ -7,14 +7,14 @@ words of a tenant in them.
 
 from collections.abc import Callable, Iterator, Mapping
 
-from pxsched.ledger.journal import NODE, Entry
+from pxsched.ledger.journal import AGAIN_AND_AGAIN, NODE, Entry
 from pxsched.monitor.refusals import Refused
 from pxsched.value import Value
 
 # What is so for less than this may be over before anybody reads of it.
 LASTING_S = 60.0
-# Somebody who turns a knob once has a reason; this often in an hour, it is a program that will go on.
-DRIFTS, DRIFTED_NS = 3, 3600 * 10**9
+# A knob that nobody else has turned for so long is left in peace.
+DRIFTING_NS = 3600 * 10**9
 
 
 class Event(Value):
@@ -63,7 +63,7 @@ def _knobs(entries: Mapping[str, Entry], label: Callable[[str], str], now_ns: in
         whose = entry.owner, entry.plugin
         if entry.note:
             untaken.setdefault(whose, []).append(key)
-        elif entry.drifts >= DRIFTS and now_ns - (entry.drifted_ns or 0) < DRIFTED_NS:
+        elif entry.drifts >= AGAIN_AND_AGAIN and now_ns - (entry.drifted_ns or 0) < DRIFTING_NS:
             drifting.setdefault(whose, []).append(key)
     for (owner, plugin), keys in sorted(untaken.items()):
         said = f"{label(keys[0])} is not as wanted: {entries[keys[0]].note}"

@@ -13,6 +13,7 @@ from pxsched.host.topology import Topology
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.file import Ledger
+from pxsched.ledger.journal import AGAIN_AND_AGAIN
 from pxsched.node import balancing, measuring
 from pxsched.node.sighting import Sighting
 from pxsched.node.sightings import Sightings
@@ -149,7 +150,7 @@ def wrong(ledger: Ledger) -> list[str]:
     for entry in ledger.journal.values():
         if entry.note:
             notes[entry.owner, entry.note] = notes.get((entry.owner, entry.note), 0) + 1
-        if entry.drifts > 2:
+        if entry.drifts >= AGAIN_AND_AGAIN:
             drifting[entry.owner] = drifting.get(entry.owner, 0) + 1
     found += [f"{_owner(owner)}: {count} knobs: {note}" for (owner, note), count in sorted(notes.items())]
     found += [

@@ -4,10 +4,11 @@ Use is told by the height of a block, never by colour alone; who owns CPUs, by l
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from io import StringIO
 from string import ascii_lowercase, ascii_uppercase
 from typing import Literal
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -22,29 +23,53 @@ LETTERS = ascii_uppercase + ascii_lowercase
 BUSY, FULL = 0.5, 0.85
 KEYS = "up/down: choose a VM   enter: its details   q: leave"
 MOST_LINES_BELOW = 6
+FEWEST_ROWS = 3
 
 
 def draw(
     frame: Frame,
     *,
     width: int,
+    height: int | None = None,
     selected: int | None = None,
     details: Sequence[str] | None = None,
     keys: bool = False,
 ) -> RenderableType:
     """The whole picture. selected: the VMID whose row is marked. details: of that VM, in place of the CPUs.
-    keys: name those that can be pressed.
+    keys: name those that can be pressed. height: lines there are; VMs around the marked one are shown, and as
+    many of the details as have room. None: all.
     """
-    parts: list[RenderableType] = [_head(frame)]
+    above: list[RenderableType] = [_head(frame)]
     if details is None:
-        parts += [_cpus(frame, width)]
-    parts += [_vms(frame, width, selected)]
-    if details is not None:
-        parts += [Text(f"VM {selected}", style="bold"), *(_line(line) for line in details)]
-    parts += _below(frame)
+        above += [_cpus(frame, width)]
+    below: list[RenderableType] = [*_below(frame)]
     if keys:
-        parts.append(Text(KEYS, style="dim"))
-    return Group(*parts)
+        below.append(Text(KEYS, style="dim"))
+    left = None if height is None else height - _height(above, width) - _height(below, width)
+    if details is None:
+        return Group(*above, *_vms(frame, width, selected, left), *below)
+    few = None if left is None else max(FEWEST_ROWS + 2, left // 3)
+    table = _vms(frame, width, selected, few)
+    lines: list[RenderableType] = [Text(f"VM {selected}", style="bold"), *map(_line, details)]
+    if left is not None:
+        lines = _fitting(lines, width, left - _height(table, width))
+    return Group(*above, *table, *lines, *below)
+
+
+def _height(parts: Sequence[RenderableType], width: int) -> int:
+    """How many lines they take."""
+    console = Console(width=width, file=StringIO(), legacy_windows=False)
+    return len(console.render_lines(Group(*parts), pad=False)) if parts else 0
+
+
+def _fitting(parts: list[RenderableType], width: int, most: int) -> list[RenderableType]:
+    """As many of them as have room, and how many have none."""
+    if _height(parts, width) <= most:
+        return parts
+    shown = 1
+    while shown < len(parts) and _height(parts[: shown + 1], width) < most:
+        shown += 1
+    return [*parts[:shown], Text(f"  and {len(parts) - shown} more: pxsched status", style="dim")]
 
 
 def _head(frame: Frame) -> Text:
@@ -143,15 +168,27 @@ COLUMNS: tuple[tuple[str, Literal["left", "right"]], ...] = (
 )  # fmt: skip
 
 
-def _vms(frame: Frame, width: int, selected: int | None) -> RenderableType:
+def _vms(frame: Frame, width: int, selected: int | None, most: int | None) -> list[RenderableType]:
+    """The table in so many lines at most: the rows around the marked one, and which of all they are."""
     if not frame.rows:
-        return Text("No VM runs here.")
+        return [Text("No VM runs here.")]
+    if most is None or len(frame.rows) < most:
+        return [_table(frame, width, selected, frame.rows)]
+    shown = max(FEWEST_ROWS, most - 2)
+    marked = next((number for number, row in enumerate(frame.rows) if row.vmid == selected), 0)
+    first = max(0, min(marked - shown // 2, len(frame.rows) - shown))
+    rows = frame.rows[first : first + shown]
+    which = f"VMs {first + 1} to {first + len(rows)} of {len(frame.rows)}; up and down for the others"
+    return [_table(frame, width, selected, rows), Text(which, style="dim")]
+
+
+def _table(frame: Frame, width: int, selected: int | None, rows: Sequence[Row]) -> Table:
     named = letters(frame.rows)
     table = Table(box=None, pad_edge=False, padding=(0, 1), expand=False)
     for title, justify in COLUMNS:
         table.add_column(title, justify=justify, no_wrap=True, overflow="ellipsis")
     most = max(12, width - 60)
-    for row in frame.rows:
+    for row in rows:
         style = "reverse" if row.vmid == selected else "dim" if not row.vcpus else ""
         waits = Text(_number(row.waiting), style="red" if (row.waiting or 0) >= 0.5 else "")
         table.add_row(

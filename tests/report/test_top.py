@@ -1,6 +1,7 @@
 """`pxsched top`: what the picture shows, at any size, and that it can be driven from a terminal."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -130,6 +131,27 @@ def test_details_take_the_place_of_the_cpus():
     lines = shown(Frame(machine(2), (vm(100, own=(0,)),), {}), selected=100, details=["  why"], keys=True)
     assert "  why" in lines and not any("L3" in line and "▁" in line for line in lines)
     assert lines[-1].strip() == screen.KEYS
+
+
+@pytest.mark.parametrize("height", [20, 24, 50])
+@pytest.mark.parametrize("selected", [None, 100, 124, 147])
+@pytest.mark.parametrize("details", [None, [f"  knob {number} " + "x" * 70 for number in range(70)]])
+def test_what_is_chosen_wrong_and_pressed_is_seen_however_many_vms_there_are(height, selected, details):
+    picture = Frame(machine(64), CROWD, {}, wrong=("VM 7: no",))
+    more = {"selected": selected, "details": details if selected else None, "keys": True}
+    lines = shown(picture, height=height, **more)
+    assert len(lines) <= height
+    assert lines[-1].strip() == screen.KEYS and "wrong: VM 7: no" in lines
+    first, last = re.search(r"VMs (\d+) to (\d+) of 48", "\n".join(lines)).groups()
+    assert int(first) <= (selected or 100) - 99 <= int(last)
+    assert any(f" {selected or 100} " in line for line in lines)
+    assert not more["details"] or re.search(r"and \d+ more: pxsched status", "\n".join(lines))
+
+
+def test_where_there_is_room_all_vms_are_shown_and_nothing_is_said_of_others():
+    lines = shown(Frame(machine(4), CROWD, {}), height=60, keys=True)
+    assert sum(" dedicated " in line or " shared " in line for line in lines) == 48
+    assert not any("of 48" in line for line in lines)
 
 
 def test_a_vm_that_is_not_opted_in_is_shown_as_such():
