@@ -100,6 +100,7 @@ def test_every_setting_of_the_node_can_be_written(etc):
         'governor_free = "schedutil"\nreserved_mib = 1\nreserved_cpus = "1"\nkarpenter_reserved_mib = 2\n'
         "deviation = 3\ncontention_floor = 0.1\nmoves = 0\ncooldown_s = 0\n"
         'balance_cpu = false\nbalance_memory = false\ntextfile = "/srv/metrics"\nprove = true\n'
+        'notify = "mail"\n'
     )
     read = etc.load()
     assert read.warnings == ()
