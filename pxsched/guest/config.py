@@ -27,6 +27,7 @@ class Machine(Value):
     three, None without one.
     affinity: CPUs in written order. balloon_mib: None = unset (device present), 0 = no device.
     hugepage_mib: 0 = any size ("any"), None = none. iothreads: drives with a thread of their own.
+    vfio: `args` passes a device through. encrypted: its memory is (AMD SEV, Intel TDX).
     """
 
     name: str = ""
@@ -44,6 +45,8 @@ class Machine(Value):
     guest_nodes: tuple[GuestNode, ...] = ()
     hugepage_mib: int | None = None
     hostpci: tuple[HostPci, ...] = ()
+    vfio: bool = False
+    encrypted: bool = False
     nics: tuple[int, ...] = ()
     iothreads: tuple[str, ...] = ()
     hookscript: str = ""
@@ -94,6 +97,8 @@ def machine(config: Config) -> Machine:
         guest_nodes=tuple(values.guest_node(text) for _number, text in _numbered(options, "numa")),
         hugepage_mib=None if hugepages is None else values.hugepages(hugepages),
         hostpci=tuple(values.hostpci(number, text) for number, text in _numbered(options, "hostpci")),
+        vfio="vfio-" in options.get("args", ""),
+        encrypted="amd-sev" in options or "intel-tdx" in options,
         nics=tuple(number for number, _text in _numbered(options, "net")),
         iothreads=_iothreads(options),
         hookscript=options.get("hookscript", ""),

@@ -16,9 +16,14 @@ if TYPE_CHECKING:  # most nodes have no guest whose balloon is ours
 
 # All guests are asked for their statistics at once, and together get this long.
 PATIENCE_S = 1.0
-# A backup reads the guest's memory only as far as it caches disks: the guest may grow, as with Proxmox, whose
-# own controller leaves out only VMs that migrate. What is taken from it would slow it, and the backup.
-BACKUP = "backup"
+# Jobs of Proxmox that may take hours while the guest runs on: it may grow, as with Proxmox, whose own
+# controller leaves out only VMs that migrate. What is taken from it would slow it, and the job.
+BESIDE = {
+    "backup": "it is being backed up",
+    "snapshot": "a snapshot of it is being made",
+    "snapshot-delete": "a snapshot of it is being deleted",
+    "clone": "it is being cloned",
+}
 
 
 def excluded(ledger: Ledger, managed: Mapping[int, Sighting]) -> dict[int, str]:
@@ -32,9 +37,15 @@ def excluded(ledger: Ledger, managed: Mapping[int, Sighting]) -> dict[int, str]:
 
 
 def pinned(machine: Machine) -> str:
-    """Why the host does not get a VM's memory back, whatever its balloon says; empty where it does."""
-    if machine.hostpci:
+    """Why the host does not get a VM's memory back, whatever its balloon says; empty where it does.
+
+    QEMU refuses to discard memory that a device or the processor has by its address
+    (ram_block_discard_disable in hw/vfio and target/i386/sev.c).
+    """
+    if machine.hostpci or machine.vfio:
         return "its memory is pinned by passed-through devices"
+    if machine.encrypted:
+        return "its memory is encrypted, and pinned for that"
     if machine.hugepage_mib is not None:
         return "it has huge pages"
     return ""
@@ -84,7 +95,7 @@ def look(
     busy = {
         vmid: f"it is locked: {sighting.machine.lock}"
         for vmid, sighting in managed.items()
-        if sighting.machine is not None and sighting.machine.lock not in ("", BACKUP)
+        if sighting.machine is not None and sighting.machine.lock not in ("", *BESIDE)
     }
     freeing = set(stranded(ledger, managed))
     asked = [vmid for vmid in managed if vmid not in busy and (vmid not in reasons or vmid in freeing)]
@@ -147,7 +158,7 @@ def _guest(
         excluded=excluded,
         unheard=answer if isinstance(answer, str) else "",
         silence=silence.value if silence else "",
-        kept="it is being backed up" if machine.lock == BACKUP else "",
+        kept=BESIDE.get(machine.lock, ""),
         pinned=_is_pinned(machine, claim),
     )
 

@@ -50,6 +50,9 @@ def test_who_gives_us_a_balloon_that_cannot_move_is_told(options, mine):
         ({"hostpci3": "mapping=gpu"}, {}, "pinned by passed-through devices"),
         ({"hugepages": "2"}, {}, "huge pages"),
         ({"hugepages": "any"}, {}, "huge pages"),
+        ({"args": "-device vfio-pci,host=01:00.0"}, {}, "pinned by passed-through devices"),
+        ({"amd-sev": "type=snp"}, {}, "encrypted"),
+        ({"intel-tdx": "type=tdx"}, {}, "encrypted"),
         *(({}, {"unserved": silence.value}, silence.value) for silence in Silence),
     ],
 )

@@ -1,0 +1,95 @@
+"""Whose balloon is ours to move, and what Proxmox's locks say of that."""
+
+import pytest
+
+from pxsched.guest.balloon import Reading
+from pxsched.guest.config import Machine, machine, parse
+from pxsched.guest.process import Process
+from pxsched.ledger.claim import Claim, State
+from pxsched.ledger.file import Ledger
+from pxsched.node import guests
+from pxsched.node.sighting import Sighting
+from pxsched.placement.request import Placement, VmClass
+from pxsched.root import Root
+
+HOME = Placement(100, VmClass.SHARED, (frozenset({0}),), frozenset({0}), frozenset({0}))
+OURS = {"memory_mib": 4096, "balloon_mib": 1024, "shares": 0}
+
+
+def ledger():
+    found = Ledger()
+    found.claims[100] = Claim(HOME, State.RUNNING, process=Process(4711, 1))
+    return found
+
+
+def sighted(**options):
+    return Sighting(100, Machine(**{**OURS, **options}), Process(4711, 1))
+
+
+def looked_at(monkeypatch, tmp_path, sighting):
+    """The guest as it is seen, and who was asked."""
+    asked = []
+
+    def ask(root, vmids):
+        asked.extend(vmids)
+        return {vmid: Reading(2048.0, 2000.0, 500.0, age_s=1.0) for vmid in vmids}
+
+    monkeypatch.setattr(guests, "_ask", ask)
+    managed = {100: sighting}
+    known = ledger()
+    excluded = guests.excluded(known, managed)
+    [guest] = guests.look(Root(str(tmp_path)), known, managed, excluded, {})
+    return guest, asked
+
+
+@pytest.mark.parametrize("lock", ["backup", "snapshot", "snapshot-delete", "clone"])
+def test_while_proxmox_works_beside_a_running_guest_it_may_grow_and_nothing_is_taken(
+    monkeypatch, tmp_path, lock
+):
+    guest, asked = looked_at(monkeypatch, tmp_path, sighted(lock=lock))
+    assert asked == [100]
+    assert guest.kept
+    assert guest.unheard == ""
+    free, _ = looked_at(monkeypatch, tmp_path, sighted())
+    assert free.kept == ""
+
+
+@pytest.mark.parametrize("lock", ["migrate", "suspending", "suspended", "rollback", "create", "unheard-of"])
+def test_a_vm_that_goes_away_is_not_even_asked(monkeypatch, tmp_path, lock):
+    guest, asked = looked_at(monkeypatch, tmp_path, sighted(lock=lock))
+    assert asked == []
+    assert guest.unheard == f"it is locked: {lock}"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("hostpci0: 0000:01:00.0", "passed-through"),
+        ("hostpci1: mapping=gpu", "passed-through"),
+        ("args: -device vfio-pci,host=01:00.0", "passed-through"),
+        ("""args: -device '{"driver":"vfio-pci","host":"01:00.0"}'""", "passed-through"),
+        ("hugepages: any", "huge pages"),
+        ("amd-sev: type=es", "encrypted"),
+        ("intel-tdx: type=tdx", "encrypted"),
+    ],
+)
+def test_what_the_host_does_not_get_back_is_not_served_whoever_has_its_balloon(line, reason):
+    text = f"{line}\nmemory: 4096\nballoon: 1024\n"
+    ours, theirs = machine(parse(text + "shares: 0\n")), machine(parse(text))
+    known = ledger()
+    mine = Sighting(100, ours, Process(4711, 1))
+    assert reason in guests.excluded(known, {100: mine})[100]
+    assert guests.unserved(known, [mine]) == [100]
+    assert guests.stranded(known, {100: mine}) == [100]
+    others = Sighting(100, theirs, Process(4711, 1))
+    said = guests.excluded(known, {100: others})[100]
+    assert said.startswith("Proxmox balances it itself") and reason in said
+    assert guests.unserved(known, [others]) == guests.stranded(known, {100: others}) == []
+
+
+def test_who_can_be_served_or_does_not_run_is_not_given_back():
+    assert guests.unserved(ledger(), [sighted()]) == []
+    pinned = sighted(vfio=True)
+    assert guests.unserved(ledger(), [pinned]) == [100]
+    assert guests.unserved(ledger(), [Sighting(100, pinned.machine)]) == []
+    assert guests.unserved(Ledger(), [pinned]) == []
