@@ -33,7 +33,7 @@ def test_the_dashboard_is_what_its_maker_makes():
     assert json.loads((MONITORING / "dashboard.json").read_text()) == maker.dashboard()
 
 
-def test_the_dashboards_panels_have_what_grafana_asks_of_them_and_do_not_overlap():
+def test_the_dashboards_panels_do_not_overlap():
     panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken = set()
