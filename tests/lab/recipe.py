@@ -17,7 +17,7 @@ NODE = "lab"
 CPUS = 16
 
 _PACKAGES = """
-    busybox-static dbus iproute2 irqbalance kmod linux-image-amd64 numactl nvme-cli pciutils procps
+    busybox-static dbus dma iproute2 irqbalance kmod linux-image-amd64 numactl nvme-cli pciutils procps
     psmisc python3 python3-filelock python3-proxmoxer python3-psutil python3-pyroute2 python3-requests
     qemu-system-x86 strace systemd-sysv udev util-linux util-linux-extra zstd
 """
