@@ -25,14 +25,14 @@ class Options(Protocol):
 
 
 class Move(Value):
-    """cost_mib: what has to be copied: memory, and local disks."""
+    """to: None for a stopped VM. cost_mib: what has to be copied: memory, and local disks."""
 
     vmid: int
     source: str
     target: str
     reason: Reason
     why: str
-    to: Placement
+    to: Placement | None
     cost_mib: int
     ha: bool = False
 
@@ -69,6 +69,10 @@ class Board:
 
     def make(self, move: Move) -> None:
         """The target takes the VM before the source is rid of it."""
+        if move.to is None:
+            self.places[move.vmid] = move.target
+            self.moves.append(move)
+            return
         request = self.request(move.vmid, move.target)
         self.sheets[move.target] = self.sheets[move.target].having(request, move.to)
         self.sheets[move.source] = self.sheets[move.source].without(move.vmid)

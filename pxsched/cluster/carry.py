@@ -75,8 +75,11 @@ class Carrier:
         for name in (move.source, move.target):
             if name in known.unusable or name not in known.usable:
                 raise UserError(f"{name}: {known.unusable.get(name, 'it is gone')}")
-        if move.vmid not in known.vms or known.view.places.get(move.vmid) != move.source:
-            raise UserError(f"it does not run on {move.source} any more")
+        if known.view.places.get(move.vmid) != move.source:
+            raise UserError(f"it is not on {move.source} any more")
+        known.stopped(move.source)
+        if (move.vmid in known.vms) != (move.to is not None):
+            raise UserError("it was started, or stopped, since the plan was made")
         if known.ha.manages(move.vmid) != move.ha:
             raise UserError("it came to HA, or left it, since the plan was made")
         if move.target in known.ha.away:
@@ -99,8 +102,9 @@ class Carrier:
             raise UserError(f"Proxmox does not allow it: {_words(problem)}")
         if said.get("local_resources"):
             raise UserError(f"Proxmox does not allow it: local resources {_words(said['local_resources'])}")
-        if not said.get("running", True):
-            raise UserError("it does not run any more")
+        runs = move.to is not None
+        if bool(said.get("running", runs)) != runs:
+            raise UserError("it was started, or stopped, since the plan was made")
         return bool(said.get("local_disks"))
 
     def _cpu_type(self, known: Known, move: Move) -> None:
@@ -116,7 +120,9 @@ class Carrier:
             raise UserError(f"Proxmox on {move.target} knows no CPU type {wanted.name[:40]}")
 
     def _migrate(self, move: Move, local_disks: bool) -> None:
-        params = {"target": move.target, "online": "1"} | ({"with-local-disks": "1"} if local_disks else {})
+        params = {"target": move.target}
+        if move.to is not None:
+            params |= {"online": "1"} | ({"with-local-disks": "1"} if local_disks else {})
         task = self._api.call(Method.CREATE, f"nodes/{move.source}/qemu/{move.vmid}/migrate", params)
         if not isinstance(task, str) or not task.startswith("UPID:"):
             raise UserError(f"Proxmox began no task: {stored.shown(task)}")

@@ -128,7 +128,8 @@ def planned(found: Known, options: argparse.Namespace) -> Plan:
             raise UserError(f"{options.drain} cannot be planned for: {fit.unusable(member)}")
     return planner.plan(
         found.sheets(), found.guests(), found,
-        drain=options.drain, even=options.even, closed=found.ha.away, most=options.most,
+        drain=options.drain, stopped=found.stopped(options.drain) if options.drain else (),
+        even=options.even, closed=found.ha.away, most=options.most,
     )  # fmt: skip
 
 

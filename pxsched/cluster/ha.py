@@ -20,7 +20,8 @@ ELSEWHERE = -1  # the priority of nodes that a plain rule does not name
 
 class Rule(NamedTuple):
     """A node-affinity rule (or a group), or a resource-affinity rule. nodes: priorities by name, empty for
-    the latter. apart: a negative one. failback: a group's; rules leave it to the resource.
+    the latter. apart: a negative one. failback: a group's; rules leave it to the resource. disabled: HA
+    disregards it.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Rule(NamedTuple):
     apart: bool = False
     failback: bool = True
     comment: str = ""
+    disabled: bool = False
 
 
 class Ha(Value):
@@ -45,11 +47,14 @@ class Ha(Value):
         return sid_of(vmid) in self.resources
 
     def rules_of(self, vmid: int) -> list[Rule]:
+        """Those that name it, disabled ones too; none where HA does not manage it."""
         return [rule for rule in self.rules if sid_of(vmid) in rule.sids] if self.manages(vmid) else []
 
     def against(self, vmid: int, target: str, online: Iterable[str], places: Mapping[int, str]) -> str:
         """Why HA would not leave it on this node; empty where it would. places: the node of each VM."""
         for rule in self.rules_of(vmid):
+            if rule.disabled:
+                continue
             if rule.nodes:
                 back = rule.failback and self.resources[sid_of(vmid)].get("failback", "1") != "0"
                 best = top(rule, online) if back else allowed(rule, online)
@@ -103,10 +108,9 @@ def read(root: Root) -> Ha:
 
 
 def _rule(section: sections.Section) -> Rule | None:
-    """None for one that is disabled; a hand-written `disable 0` counts as disabled, too."""
+    """None for one of another kind. A hand-written `disable 0` counts as disabled, too."""
     options = section.options
-    if "disable" in options:
-        return None
+    disabled = "disable" in options
     sids = frozenset(sid.strip() for sid in options.get("resources", "").split(",") if sid.strip())
     if section.kind == "node-affinity":
         return Rule(
@@ -115,9 +119,10 @@ def _rule(section: sections.Section) -> Rule | None:
             _priorities(options.get("nodes", "")),
             options.get("strict") == "1",
             comment=options.get("comment", ""),
+            disabled=disabled,
         )
     if section.kind == "resource-affinity":
-        return Rule(section.name, sids, apart=options.get("affinity") == "negative")
+        return Rule(section.name, sids, apart=options.get("affinity") == "negative", disabled=disabled)
     return None
 
 

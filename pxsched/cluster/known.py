@@ -23,6 +23,7 @@ class Known:
         self.view = view
         self._requests: dict[tuple[int, str], Request] = {}
         self._verdicts: dict[tuple[int, str], Verdict] = {}
+        self._idle: dict[int, Vm] = {}
 
     @property
     def ha(self) -> Ha:
@@ -35,6 +36,17 @@ class Known:
         places = self.view.places
         found = (self.view.find(vmid) for vmid in sorted(running) if places.get(vmid) in self.usable)
         return {vm.vmid: vm for vm in found if vm is not None}
+
+    def stopped(self, name: str) -> list[Guest]:
+        """The VMs, and templates, that do not run on this node. Raises UserError."""
+        places = self.view.places
+        vms = [vm for vmid in sorted(places) if places[vmid] == name and (vm := self.view.find(vmid))]
+        idle = [vm for vm in vms if vm.vmid not in self.vms and self.view.runs(vm) is False]
+        self._idle |= {vm.vmid: vm for vm in idle}
+        return [Guest(vm.vmid, vm.machine.opted_in, ha=self.ha.manages(vm.vmid)) for vm in idle]
+
+    def _vm(self, vmid: int) -> Vm:
+        return self.vms[vmid] if vmid in self.vms else self._idle[vmid]
 
     def _running(self, name: str) -> frozenset[int]:
         said = self.view.members[name].said
@@ -105,7 +117,7 @@ class Known:
     def request(self, vmid: int, target: str) -> Request:
         key = (vmid, target)
         if key not in self._requests:
-            self._requests[key] = self.view.request(self.vms[vmid], target)
+            self._requests[key] = self.view.request(self._vm(vmid), target)
         return self._requests[key]
 
     def verdict(self, vmid: int, target: str, places: Mapping[int, str]) -> Verdict:
@@ -117,18 +129,18 @@ class Known:
     def _hindrances(self, vmid: int, target: str) -> Verdict:
         key = (vmid, target)
         if key not in self._verdicts:
-            vm, members = self.vms[vmid], self.view.members
+            vm, members = self._vm(vmid), self.view.members
             said = members[target].said
             assert said is not None
             self._verdicts[key] = hindrances.of_move(
                 vm.options, members[vm.node].said, said, self.view.surroundings,
-                runs=True, snapshots=vm.snapshots, vmid=vmid,
+                runs=vmid in self.vms, snapshots=vm.snapshots, vmid=vmid,
             )  # fmt: skip
         return self._verdicts[key]
 
     def _device(self, vmid: int, target: str, places: Mapping[int, str]) -> str:
         """Whether the VMs that will be there by then leave it a device of its mappings."""
-        for name in _mappings(self.vms[vmid]):
+        for name in _mappings(self.vms[vmid]) if vmid in self.vms else ():
             users = [
                 other
                 for other, vm in self.vms.items()

@@ -12,7 +12,7 @@ from pxsched import stored
 from pxsched.errors import UserError
 from pxsched.host import cpulist
 from pxsched.host.kinds import CpuKind
-from pxsched.host.topology import L3, Cpu, Node, Package, Topology
+from pxsched.host.topology import L3, Node, Package, Tables, Topology
 from pxsched.stored import Damaged
 
 MOST_CPUS = 8192  # NR_CPUS of any kernel
@@ -81,20 +81,9 @@ def _read(text: str) -> Topology:
         raise Damaged("no CPU, or one that is both online and not, or a node twice")
     if not online.issuperset((*l3_of, *node_of, *package_of, *isolated)):
         raise Damaged("a set names CPUs that no core has")
-    found = {
-        cpu: Cpu(
-            id=cpu,
-            online=cpu in online,
-            core=core_of.get(cpu),
-            l3=l3_of.get(cpu),
-            node=node_of.get(cpu),
-            package=package_of.get(cpu),
-            siblings=cores[core_of[cpu]] if cpu in core_of else frozenset(),
-            kind=kind_of.get(cpu),
-            max_khz=khz_of.get(cpu),
-        )
-        for cpu in sorted(online | offline)
-    }
+    siblings = {cpu: cores[core] for cpu, core in core_of.items()}
+    tables = Tables(core_of, siblings, l3_of, node_of, package_of, kind_of, khz_of)
+    found = {cpu: tables.cpu(cpu, online=cpu in online) for cpu in sorted(online | offline)}
     return Topology(found, l3s, nodes, packages, isolated)
 
 

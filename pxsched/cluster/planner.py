@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pxsched.cluster.board import Board, Move, Options
 from pxsched.cluster.paper import Paper, owns
 from pxsched.cluster.wrongs import Guest, Reason, Wrong, fill, wrongs
-from pxsched.placement.request import Refused
+from pxsched.placement.request import Refused, Request
 from pxsched.value import NOTHING, Value
 
 # Nodes are uneven from this difference of demand per CPU on; a move must take a good part of it away.
@@ -43,6 +43,7 @@ def plan(
     options: Options,
     *,
     drain: str = "",
+    stopped: Sequence[Guest] = (),
     even: bool = False,
     closed: frozenset[str] = frozenset(),
     most: int = MOST_MOVES,
@@ -50,11 +51,12 @@ def plan(
     """The moves, in the order in which they can be carried out.
 
     sheets: the usable nodes. closed: nodes that take nobody, such as those in maintenance. drain: a node that
-    is to be left by all VMs; its bound is not `most`. even: also even demand out.
+    is to be left by all VMs; its bound is not `most`. stopped: the VMs that do not run there, which leave it
+    last. even: also even demand out.
     """
     board = Board(sheets, guests, options, closed | ({drain} if drain else frozenset()))
     if drain:
-        return _drain(board, drain)
+        return _drain(board, drain, stopped)
     stays = _mend(board, most)
     while even and _even(board, most):
         stays = _mend(board, most)  # what made room may have made more possible
@@ -62,7 +64,7 @@ def plan(
     return Plan(tuple(board.moves), tuple(stays), more, board.sheets)
 
 
-def _drain(board: Board, name: str) -> Plan:
+def _drain(board: Board, name: str, stopped: Sequence[Guest]) -> Plan:
     """All VMs leave a node, those that are hardest to place first. Who could not is asked again after others
     have moved: shared VMs may have made room for these.
     """
@@ -78,7 +80,41 @@ def _drain(board: Board, name: str) -> Plan:
         Stay(vmid, name, "; ".join(board.refusals[vmid]) or "there is no other node")
         for vmid in _by_size(board, name)
     ]
+    stays += [stay for guest in stopped if (stay := _carry(board, guest, name))]
     return Plan(tuple(board.moves), tuple(stays), False, board.sheets)
+
+
+def _carry(board: Board, guest: Guest, source: str) -> Stay | None:
+    """A stopped VM goes to a node that nothing speaks against, rather to one where it could start now."""
+    if guest.ha:
+        return Stay(
+            guest.vmid, source, f"it does not run, and is HA's: ha-manager migrate vm:{guest.vmid} NODE"
+        )
+    said, found = [], []
+    for name, sheet in board.sheets.items():
+        if name == source or name in board.closed:
+            continue
+        verdict = board.options.verdict(guest.vmid, name, board.places)
+        if verdict.against:
+            said.append(f"{name}: {'; '.join(verdict.against)}")
+            continue
+        refused = _refused(sheet, board.options.request(guest.vmid, name))
+        found.append(((bool(refused), verdict.copy_mib > 0, fill(sheet), name), verdict.copy_mib, refused))
+    if not found:
+        return Stay(guest.vmid, source, "; ".join(said) or "there is no other node")
+    (*_, target), copy_mib, refused = min(found)
+    why = f"{source} is to be emptied" + f"; it could not start on {target} now: {refused}" * bool(refused)
+    board.make(Move(guest.vmid, source, target, Reason.DRAIN, why, None, copy_mib))
+    return None
+
+
+def _refused(sheet: Paper, request: Request) -> str:
+    """Why the VM has no place there now; empty where it has one."""
+    try:
+        sheet.place(request)
+    except Refused as refusal:
+        return refusal.message
+    return ""
 
 
 def _by_size(board: Board, name: str) -> list[int]:
@@ -146,11 +182,10 @@ def executable(sheets: Mapping[str, Paper], moves: Sequence[Move], options: Opti
     """Whether the moves can be made one after the other; else what is wrong, for the first that cannot."""
     board = Board(sheets, (), options, frozenset())
     for move in moves:
-        if board.places.get(move.vmid) != move.source:
-            return f"VM {move.vmid} is not on {move.source}"
-        try:
-            board.sheets[move.target].place(board.request(move.vmid, move.target))
-        except Refused as refusal:
-            return f"VM {move.vmid} does not fit on {move.target}: {refusal}"
+        if move.to is not None:
+            if board.places.get(move.vmid) != move.source:
+                return f"VM {move.vmid} is not on {move.source}"
+            if refused := _refused(board.sheets[move.target], board.request(move.vmid, move.target)):
+                return f"VM {move.vmid} does not fit on {move.target}: {refused}"
         board.make(move)
     return ""

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from enum import StrEnum
 
 from pxsched.cluster import fit
-from pxsched.cluster.ha import Ha, Rule
+from pxsched.cluster.ha import Ha, Rule, sid_of
 from pxsched.cluster.known import Known
 from pxsched.cluster.view import Vm
 from pxsched.errors import UserError
@@ -25,6 +25,8 @@ PREFIX = "pxsched-"
 COMMENT = "pxsched: where it fits; `pxsched cluster rules --undo` removes this"
 # Other nodes must have been the right ones for so long before a rule of ours is changed.
 FOR_GOOD_S = 6 * 3600
+MIGRATED = "ha-group-"
+_OURS = re.compile(rf"(group |{MIGRATED})?{PREFIX}vm-([1-9]\d{{2,8}})", re.ASCII)
 _NOTED = re.compile(r" \[since (\d{1,12}): ([A-Za-z0-9,-]*)\]$", re.ASCII)
 
 
@@ -40,7 +42,8 @@ class Act(StrEnum):
 
 class Step(Value):
     """What happens to one guest's rule. nodes: those it names from now on. comment: as it is written. why:
-    what is to be said of it.
+    what is to be said of it. rule: its name, where there is one. bound: whether that names the guest; a group
+    may be left that no longer does.
     """
 
     vmid: int
@@ -48,15 +51,23 @@ class Step(Value):
     nodes: tuple[str, ...] = ()
     comment: str = COMMENT
     why: str = ""
+    rule: str = ""
+    bound: bool = True
 
     @property
     def name(self) -> str:
-        return f"{PREFIX}vm-{self.vmid}"
+        return self.rule or f"{PREFIX}vm-{self.vmid}"
 
 
-def is_ours(rule: Rule) -> bool:
-    name = rule.name.removeprefix("group ")
-    return name.startswith(PREFIX) and rule.comment.startswith("pxsched:")
+def ours_for(rule: Rule) -> int:
+    """The VMID of the guest that a rule of ours is for; 0 of a rule that is not ours, or not any more: one
+    that names others, too. From our groups Proxmox VE 9 makes rules with a name and a comment of its own.
+    """
+    match = _OURS.fullmatch(rule.name)
+    if match is None or not rule.nodes or not (match[1] == MIGRATED or rule.comment.startswith("pxsched:")):
+        return 0
+    vmid = int(match[2])
+    return vmid if rule.sids <= {sid_of(vmid)} else 0
 
 
 def wanted(known: Known, now_s: float) -> list[Step]:
@@ -83,32 +94,52 @@ def decide(vm: Vm, kind: str, fits: Sequence[str], usable: Collection[str], ha: 
     """fits: the nodes where the guest fits, its own among them. usable: all nodes of which this is known."""
     vmid = vm.vmid
     rules = ha.rules_of(vmid)
-    theirs = [rule for rule in rules if not is_ours(rule)]
-    ours = next((rule for rule in rules if is_ours(rule)), None)
+    theirs = [rule for rule in rules if ours_for(rule) != vmid]
+    ours = next((rule for rule in rules if ours_for(rule) == vmid), None)
     if theirs:
-        why = f"it is in your rule {theirs[0].name}"
-        return Step(vmid, Act.REMOVE if ours else Act.NONE, why=why)
+        why = f"it is in your rule {theirs[0].name}{', which is disabled' * theirs[0].disabled}"
+        return Step(vmid, Act.REMOVE if ours else Act.NONE, why=why, rule=_name(ours))
     nodes = tuple(fits)
     if ours is None:
         if set(fits) >= set(usable):
             return Step(vmid, Act.NONE, why="it fits on every node")
-        return Step(vmid, Act.ADD, nodes, why=f"it {kind}")
+        left = next((rule for rule in ha.rules if ours_for(rule) == vmid), None)
+        return Step(vmid, Act.ADD, nodes, why=f"it {kind}", rule=_name(left), bound=False)
+    if ours.disabled:
+        return Step(vmid, Act.NONE, why=f"you disabled {ours.name}")
+    return _kept(vmid, nodes, ours, now_s)
+
+
+def _kept(vmid: int, nodes: tuple[str, ...], ours: Rule, now_s: float) -> Step:
+    """A rule of ours stays, until others have been the right nodes for long."""
+    rule = _name(ours)
     before = tuple(sorted(ours.nodes))
     noted = _NOTED.search(ours.comment)
     if nodes == before:
-        return Step(vmid, Act.FORGET if noted else Act.KEEP, before, why="as it should be")
+        return Step(vmid, Act.FORGET if noted else Act.KEEP, before, why="as it should be", rule=rule)
     if noted is None or noted[2] != ",".join(nodes):
         comment = f"{COMMENT} [since {int(now_s)}: {','.join(nodes)}]"
-        return Step(vmid, Act.NOTE, before, comment, f"now it fits on {', '.join(nodes)}; that has to last")
+        return Step(
+            vmid, Act.NOTE, before, comment, f"now it fits on {', '.join(nodes)}; that has to last", rule
+        )
     if now_s - int(noted[1]) < FOR_GOOD_S:
-        return Step(vmid, Act.KEEP, before, ours.comment, f"it fits on {', '.join(nodes)}, not for long yet")
-    return Step(vmid, Act.CHANGE, nodes, why=f"for hours it has fitted on {', '.join(nodes)}")
+        why = f"it fits on {', '.join(nodes)}, not for long yet"
+        return Step(vmid, Act.KEEP, before, ours.comment, why, rule)
+    return Step(vmid, Act.CHANGE, nodes, why=f"for hours it has fitted on {', '.join(nodes)}", rule=rule)
+
+
+def _name(rule: Rule | None) -> str:
+    """As Proxmox's API has it."""
+    return "" if rule is None else rule.name.removeprefix("group ")
 
 
 def undoing(ha: Ha) -> list[Step]:
-    """All rules of ours go."""
-    vmids = {int(sid.partition(":")[2]) for rule in ha.rules if is_ours(rule) for sid in rule.sids}
-    return [Step(vmid, Act.REMOVE, why="undone") for vmid in sorted(vmids)]
+    """All rules of ours go, disabled ones too."""
+    found = [(vmid, rule) for rule in ha.rules if (vmid := ours_for(rule))]
+    return [
+        Step(vmid, Act.REMOVE, why="undone", rule=_name(rule), bound=bool(rule.sids))
+        for vmid, rule in sorted(found, key=lambda one: (one[0], one[1].name))
+    ]
 
 
 def describe(steps: Sequence[Step], *, done: bool) -> Iterator[str]:
@@ -149,6 +180,8 @@ def carry_out(api: Api, step: Step) -> None:
         api.call(Method.CREATE, "cluster/ha/rules", kind | params)
     elif step.act is Act.REMOVE:
         api.call(Method.DELETE, path)
+        if step.name.startswith(MIGRATED):  # what Proxmox made of our group's `nofailback`
+            api.call(Method.SET, f"cluster/ha/resources/{sid}", {"delete": "failback"})
     else:
         api.call(Method.SET, path, kind | {"nodes": nodes, "comment": step.comment})
 
@@ -167,10 +200,14 @@ def _by_group(api: Api, step: Step) -> None:
     path, resource = f"cluster/ha/groups/{step.name}", f"cluster/ha/resources/vm:{step.vmid}"
     params = {"nodes": ",".join(step.nodes), "comment": step.comment}
     if step.act is Act.ADD:
-        api.call(Method.CREATE, "cluster/ha/groups", {"group": step.name, "nofailback": "1", **params})
+        if step.rule:
+            api.call(Method.SET, path, params)
+        else:
+            api.call(Method.CREATE, "cluster/ha/groups", {"group": step.name, "nofailback": "1", **params})
         api.call(Method.SET, resource, {"group": step.name})
     elif step.act is Act.REMOVE:
-        api.call(Method.SET, resource, {"delete": "group"})
+        if step.bound:
+            api.call(Method.SET, resource, {"delete": "group"})
         api.call(Method.DELETE, path)
     else:
         api.call(Method.SET, path, params)

@@ -160,12 +160,13 @@ def of_plan(plan: Plan, unusable: Mapping[str, str], drain: str) -> Iterator[Lin
     for name, why in unusable.items():
         yield f"{name} is left out: {why}", Tone.WARN
     if not plan.moves and not plan.stays:
-        yield (f"no VM runs on {drain}" if drain else "no move would make anything better"), Tone.PLAIN
+        yield (f"no VM is on {drain}" if drain else "no move would make anything better"), Tone.PLAIN
     for number, move in enumerate(plan.moves, 1):
-        how = f"{'HA moves it' if move.ha else 'live'}, {move.cost_mib / 1024:.1f} GiB to copy"
+        how = "HA moves it" if move.ha else "live" if move.to else "stopped"
+        how += f", {move.cost_mib / 1024:.1f} GiB to copy"
         yield f"{number}. VM {move.vmid}: {move.source} -> {move.target} ({how})", Tone.HEAD
         yield f"   why: {move.why}", Tone.PLAIN
-        for line in move.to.why[:2]:
+        for line in move.to.why[:2] if move.to else ():
             yield f"   there: {line}", Tone.DIM
     if plan.more:
         yield "there may be more to do after these: --most sets the bound", Tone.PLAIN
@@ -184,9 +185,10 @@ def plan_document(plan: Plan, unusable: Mapping[str, str]) -> dict[str, Any]:
                 "why": move.why,
                 "ha": move.ha,
                 "copy_mib": move.cost_mib,
-                "vcpus": [cpulist.format(cpus) for cpus in move.to.vcpus],
-                "nodes": cpulist.format(move.to.nodes),
-                "there": list(move.to.why),
+                "stopped": move.to is None,
+                "vcpus": [cpulist.format(cpus) for cpus in move.to.vcpus] if move.to else None,
+                "nodes": cpulist.format(move.to.nodes) if move.to else None,
+                "there": list(move.to.why) if move.to else [],
             }
             for move in plan.moves
         ],

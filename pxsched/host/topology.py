@@ -9,6 +9,7 @@ make nodes overlap, each CPU has one owner all the same.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
+from typing import NamedTuple
 
 from pxsched.errors import UserError
 from pxsched.host import cpulist
@@ -36,6 +37,31 @@ class Cpu(Value):
     siblings: frozenset[int] = frozenset()
     kind: CpuKind | None = None
     max_khz: int | None = None
+
+
+class Tables(NamedTuple):
+    """What is known of each CPU, by its number; None or missing where the kernel says nothing."""
+
+    core: Mapping[int, int]
+    siblings: Mapping[int, frozenset[int]]
+    l3: Mapping[int, int]
+    node: Mapping[int, int]
+    package: Mapping[int, int]
+    kind: Mapping[int, CpuKind | None]
+    max_khz: Mapping[int, int | None]
+
+    def cpu(self, number: int, *, online: bool) -> Cpu:
+        return Cpu(
+            id=number,
+            online=online,
+            core=self.core.get(number),
+            l3=self.l3.get(number),
+            node=self.node.get(number),
+            package=self.package.get(number),
+            siblings=self.siblings.get(number, frozenset()),
+            kind=self.kind.get(number),
+            max_khz=self.max_khz.get(number),
+        )
 
 
 class L3(Value):
@@ -118,20 +144,8 @@ def read(root: Root) -> Topology:
         for cpu in siblings[leader]
     }
     kind_of = kinds(root, leaders, siblings, max_khz)
-    cpus = {
-        cpu: Cpu(
-            id=cpu,
-            online=cpu in online,
-            core=core_of.get(cpu),
-            l3=l3_of.get(cpu),
-            node=node_of.get(cpu),
-            package=package_of.get(cpu),
-            siblings=siblings.get(cpu, frozenset()),
-            kind=kind_of.get(cpu),
-            max_khz=max_khz.get(cpu),
-        )
-        for cpu in present
-    }
+    tables = Tables(core_of, siblings, l3_of, node_of, package_of, kind_of, max_khz)
+    cpus = {cpu: tables.cpu(cpu, online=cpu in online) for cpu in present}
     return Topology(cpus, l3s, nodes, packages, isolated(root) & online, tuple(warnings))
 
 

@@ -64,6 +64,13 @@ class Cluster:
             self._process(name, vmid)
             self._place(name, vmid)
 
+    def forget(self, name: str, vmid: int) -> None:
+        """As the hook does when the VM has stopped."""
+        root = self.root(name)
+        with ledgers.locked(root) as ledger:
+            del ledger.claims[vmid]
+            ledgers.save(root, ledger)
+
     def move(self, vmid: int, source: str, target: str) -> None:
         """As Proxmox does: the configuration is renamed."""
         file = f"qemu-server/{vmid}.conf"

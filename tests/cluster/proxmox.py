@@ -25,6 +25,7 @@ class Proxmox(ApiServer):
         self.lost = 0
         self.local_disks: list[dict] = []
         self.blocked: dict[str, dict] = {}
+        self.stopped: set[int] = set()
         self.ha_fails: set[int] = set()
         self.ha_ignores: set[int] = set()
         self.tasks: dict[str, tuple[int, str, str]] = {}
@@ -44,16 +45,17 @@ class Proxmox(ApiServer):
             words = path.split("/")
             if words[:1] == ["nodes"] and words[2:3] == ["qemu"] and words[4:] == ["migrate"]:
                 vmid, node = int(words[3]), words[1]
-                return self._precondition() if method == "GET" else self._migrate(node, vmid, params)
+                return self._precondition(vmid) if method == "GET" else self._migrate(node, vmid, params)
             if words[2:3] == ["tasks"] and words[4:] == ["status"]:
                 return self._status(words[3].replace("%3A", ":"))
             if words[:3] == ["cluster", "ha", "resources"] and words[4:] == ["migrate"]:
                 return self._ha(int(words[3].replace("%3A", ":").partition(":")[2]), params["node"])
             return super()._data(method, path, params)
 
-    def _precondition(self):
+    def _precondition(self, vmid):
         others = {name: self.blocked.get(name, {}) for name in self.cluster.names}
-        data = {"running": 1, "allowed_nodes": self.cluster.names, "not_allowed_nodes": others,
+        runs = int(vmid not in self.stopped)
+        data = {"running": runs, "allowed_nodes": self.cluster.names, "not_allowed_nodes": others,
                 "local_disks": self.local_disks, "local_resources": []}  # fmt: skip
         return 200, "OK", {"data": data}
 

@@ -38,7 +38,8 @@ class Run:
 
     def moves(self):
         known = self.known()
-        return planner.plan(known.sheets(), known.guests(), known, drain="pve1").moves
+        stopped = known.stopped("pve1")
+        return planner.plan(known.sheets(), known.guests(), known, drain="pve1", stopped=stopped).moves
 
     def go(self, moves=None, pace: Pace = QUICK) -> str:
         """Carries it out; what it failed with, or nothing."""
@@ -69,6 +70,28 @@ def test_the_moves_are_made_one_after_the_other_and_followed(going):
     ]
     assert requests[1][2] == {"target": "pve2", "online": "1"}
     assert going.said[-1] == "2 of 2 moves are made"
+
+
+def test_a_stopped_vm_is_moved_as_one_and_only_while_it_is(going):
+    going.cluster.vm("pve1", 102, "cores: 2\n")
+    going.proxmox.stopped.add(102)
+    moves = going.moves()
+    assert [(move.vmid, move.to is None, move.cost_mib) for move in moves][-1] == (102, True, 0)
+    going.proxmox.stopped.clear()
+    assert "VM 102 to pve2: it was started, or stopped, since the plan was made" in going.go(moves[-1:])
+    going.proxmox.stopped.add(102)
+    assert going.go(moves) == "" and going.on("pve2") == {100, 101, 102}
+    asked = [params for _, path, params in going.proxmox.requests if "/102/" in path]
+    assert asked[-1] == {"target": "pve2"}
+
+
+def test_a_vm_that_was_stopped_meanwhile_is_left(going):
+    moves = going.moves()
+    going.cluster.vm("pve1", 100, "cores: 2\n")
+    for path in (going.cluster.base / "pve1/run/qemu-server").glob("100.pid"):
+        path.unlink()
+    going.cluster.forget("pve1", 100)
+    assert "it was started, or stopped, since" in going.go(moves[:1]) and going.proxmox.requests == []
 
 
 def test_local_disks_are_copied_only_where_there_are_some(going):
@@ -174,7 +197,7 @@ def test_memory_that_is_gone_since_is_noticed(going):
 def test_a_vm_that_was_moved_meanwhile_is_not_moved_again(going):
     moves = going.moves()
     going.cluster.move(100, "pve1", "pve2")
-    assert "it does not run on pve1 any more" in going.go(moves)
+    assert "it is not on pve1 any more" in going.go(moves)
 
 
 def test_a_cpu_type_that_copies_the_host_is_compared(going):

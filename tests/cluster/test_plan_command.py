@@ -41,7 +41,7 @@ def test_where_nothing_is_to_be_done_it_says_so(pair, run):
     pair.vm("pve1", 100, "cores: 2\n", running=True)
     pair.publish()
     assert run(pair, "pve1", "cluster", "plan")[1] == "no move would make anything better\n"
-    assert run(pair, "pve1", "cluster", "plan", "--drain", "pve2")[1] == "no VM runs on pve2\n"
+    assert run(pair, "pve1", "cluster", "plan", "--drain", "pve2")[1] == "no VM is on pve2\n"
 
 
 def test_a_vm_that_came_just_now_rests(crossing, run):
@@ -58,6 +58,27 @@ def test_a_drain_that_leaves_somebody_fails_and_says_whom(crossing, run):
     assert "hostpci0 is a device of its own node" in document["stays"][0]["why"]
     code, _, err = run(crossing, "pve1", "cluster", "plan", "--drain", "pve9")
     assert code == 1 and "there is no node 'pve9'" in err
+
+
+def test_a_drain_takes_stopped_vms_along_and_says_how(pair, run):
+    pair.put("storage.cfg", "lvmthin: thin\n\tvgname pve\n\nrbd: ceph\n\tpool vms\n")
+    pair.settings('[vm.101]\nclass = "dedicated"\n')
+    pair.vm("pve2", 100, "cores: 2\nscsi0: thin:vm-100-disk-0,size=32G\n")
+    pair.vm("pve2", 101, "cores: 500\nscsi0: ceph:vm-101-disk-0,size=32G\n")
+    pair.vm("pve2", 102, "cores: 1\nlock: backup\n")
+    pair.vm("pve2", 103, "cores: 1\n")
+    pair.put("ha/resources.cfg", "vm: 103\n\tstate stopped\n")
+    pair.vm("pve2", 104, "cores: 1\n", running=True)
+    pair.publish()
+    code, out, _ = run(pair, "pve1", "cluster", "plan", "--drain", "pve2")
+    assert code == 1 and out.startswith("1. VM 104: pve2 -> pve1 (live, 1.0 GiB to copy)")
+    assert "2. VM 100: pve2 -> pve1 (stopped, 32.0 GiB to copy)\n   why: pve2 is to be emptied\n" in out
+    assert "3. VM 101: pve2 -> pve1 (stopped, 0.0 GiB to copy)" in out
+    assert "pve2 is to be emptied; it could not start on pve1 now: needs 500 exclusive CPUs" in out
+    assert "VM 102 stays on pve2: pve1: it is locked (backup)" in out
+    assert "VM 103 stays on pve2: it does not run, and is HA's: ha-manager migrate vm:103 NODE" in out
+    _, document = plan(run, pair, "--drain", "pve2")
+    assert [move["stopped"] for move in document["moves"]] == [False, True, True]
 
 
 def test_a_node_that_says_nothing_is_left_out_and_named(crossing, run):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pxsched.cluster import commands, rules
+from pxsched.cluster import commands, ha, rules
 from pxsched.proxmox.api import ApiError, Method
 
 OURS = "node-affinity: pxsched-vm-100\n\tresources vm:100\n\tnodes {nodes}\n\tcomment {comment}\n"
@@ -85,6 +85,45 @@ def test_a_guest_of_a_users_rule_is_left_to_it(cared, run, api, rule):
     assert api.writes == [("DELETE", "cluster/ha/rules/pxsched-vm-100", {})]
 
 
+@pytest.mark.parametrize("kind", ["node-affinity", "resource-affinity"])
+def test_a_users_disabled_rule_binds_nobody_and_keeps_its_place(cared, run, api, kind):
+    """Beside one of ours it could not be enabled any more."""
+    rule = f"{kind}: mine\n\tresources vm:100,vm:101\n\tnodes pve2\n\taffinity positive\n\tdisable 1\n"
+    cared.put("ha/rules.cfg", rule)
+    out = run(cared, "pve1", "cluster", "rules", "--apply")[1]
+    assert "VM 100: no rule (it is in your rule mine, which is disabled)" in out and api.writes == []
+    found = ha.read(cared.root("pve1"))
+    assert found.against(100, "pve3", ["pve1", "pve2", "pve3"], {101: "pve2"}) == ""
+
+
+def test_a_rule_of_ours_that_was_disabled_is_neither_doubled_nor_enabled_but_undone(cared, run, api):
+    ours = OURS.format(nodes="pve1", comment=rules.COMMENT)
+    cared.put("ha/rules.cfg", ours + "\tdisable 1\n")
+    out = run(cared, "pve1", "cluster", "rules", "--apply")[1]
+    assert "VM 100: no rule (you disabled pxsched-vm-100)" in out and api.writes == []
+    run(cared, "pve1", "cluster", "rules", "--undo")
+    assert api.writes == [("DELETE", "cluster/ha/rules/pxsched-vm-100", {})]
+
+
+@pytest.mark.parametrize("words", ["--apply", "--undo"])
+def test_a_rule_of_ours_that_names_another_guest_too_is_a_users(cared, run, api, words):
+    ours = OURS.format(nodes="pve1", comment=rules.COMMENT).replace("vm:100", "vm:100,vm:101")
+    cared.put("ha/rules.cfg", ours)
+    assert run(cared, "pve1", "cluster", "rules", words)[0] == 0 and api.writes == []
+
+
+def test_what_proxmox_ve_9_made_of_a_group_of_ours_is_ours(cared, run, api):
+    made = "node-affinity: ha-group-pxsched-vm-100\n\tresources vm:100\n\tnodes pve1,pve3\n"
+    cared.put("ha/rules.cfg", made + "\tcomment Generated from HA group\n")
+    out = run(cared, "pve1", "cluster", "rules", "--apply")[1]
+    assert "VM 100: rule ha-group-pxsched-vm-100 stays at pve1, pve3" in out and api.writes == []
+    run(cared, "pve1", "cluster", "rules", "--undo")
+    assert api.writes == [
+        ("DELETE", "cluster/ha/rules/ha-group-pxsched-vm-100", {}),
+        ("SET", "cluster/ha/resources/vm:100", {"delete": "failback"}),
+    ]
+
+
 def test_a_rule_is_changed_only_when_other_nodes_fit_for_hours(cared, run, api, monkeypatch):
     clock = 1_764_000_000
     monkeypatch.setattr(rules, "now_s", lambda: clock)
@@ -136,6 +175,19 @@ def test_proxmox_ve_8_has_groups(cared, run, api):
         ("SET", "cluster/ha/resources/vm:100", {"delete": "group"}),
         ("DELETE", "cluster/ha/groups/pxsched-vm-100", {}),
     ]
+
+
+def test_a_group_that_was_left_unbound_is_used_again_or_removed_alone(cared, run, api):
+    """Such as when the second of two requests failed; the guest may be in a group of yours since."""
+    api.version = "8.4.1"
+    cared.put("ha/groups.cfg", "group: pxsched-vm-100\n\tnodes pve1\n\tcomment " + rules.COMMENT + "\n")
+    run(cared, "pve1", "cluster", "rules", "--apply")
+    assert [(method, path) for method, path, _ in api.writes] == [
+        ("SET", "cluster/ha/groups/pxsched-vm-100"), ("SET", "cluster/ha/resources/vm:100"),
+    ]  # fmt: skip
+    api.writes.clear()
+    run(cared, "pve1", "cluster", "rules", "--undo")
+    assert api.writes == [("DELETE", "cluster/ha/groups/pxsched-vm-100", {})]
 
 
 def test_what_proxmox_refuses_is_said(cared, run, api):
