@@ -132,19 +132,23 @@ def _numa(options: Mapping[str, str], now: Told, mirror: Mirror, sockets: int, c
     implied = now.machine.hugepage_mib is not None and not now.machine.guest_nodes
     if implied and [node.host for node in mirror.nodes] != list(range(len(mirror.nodes))):
         same = False
-    if same and (not mirror.nodes or _split(present, range(mirror.smp.maxcpus)) == _split(wanted, wanted)):
+    most = range(mirror.smp.maxcpus)
+    listed = not present or present.keys() >= set(most)  # QEMU warns of vCPUs that no node lists
+    if same and listed and _split(present, most) == _split(wanted, most):
         return {}
     if hotplugs(options, "memory"):
         raise NoMirror(
             "`hotplug` has memory, with which Proxmox has no `numaN`", hint="take it out of `hotplug`"
         )
     old = {f"numa{number}": None for number in range(MOST_NODES) if f"numa{number}" in options}
-    if not mirror.nodes:
-        if now.machine.hugepage_mib is not None:
-            raise NoMirror("its huge pages are bound to guest nodes, which are left alone")
-        return {**old, "numa": "0"}
     if same and now.machine.guest_nodes:
-        return {key: _with_absent(options[key], mirror, present) for key in old}
+        return {key: _with_absent(options[key], mirror) for key in old}
+    if not mirror.nodes:
+        if now.machine.hugepage_mib is None:
+            return {**old, "numa": "0"}
+        if same:
+            return {}
+        raise NoMirror("its huge pages are bound to guest nodes, which are left alone")
     rules = {f"numa{number}": _rule(now.machine, node) for number, node in enumerate(mirror.nodes)}
     return {**old, "numa": "1", **rules}
 
@@ -153,7 +157,7 @@ def _split(node_of: Mapping[int, int], vcpus: Iterable[int]) -> Parts:
     return parts(node_of.get(vcpu, 0) for vcpu in sorted(vcpus))
 
 
-def _with_absent(rule: str, mirror: Mirror, present: Mapping[int, int]) -> str:
+def _with_absent(rule: str, mirror: Mirror) -> str:
     """The admin's rule; that of the last vCPU has the absent ones, too."""
     values = property_string(rule)
     vcpus = {vcpu for part in values["cpus"].split(";") for vcpu in cpulist.parse(part)}

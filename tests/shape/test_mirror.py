@@ -78,6 +78,15 @@ def test_an_admins_numa_rules_that_are_true_stay_and_get_the_absent_vcpus():
     assert "numa0" not in changes
 
 
+def test_absent_vcpus_are_on_the_one_node_of_a_guest_that_has_numa():
+    pins = (0, 16, 1, 17, 2)
+    rules = {"numa": "1", "numa0": "cpus=0-4,memory=1024"}
+    assert mirrored(TWO_NODES, pins, vm(5, **rules))[1]["numa0"] == "cpus=0-5,memory=1024"
+    # Proxmox's own node lists the configured vCPUs only; huge pages need it.
+    assert mirrored(TWO_NODES, pins, vm(5, numa="1"))[1]["numa"] == "0"
+    assert "numa" not in mirrored(TWO_NODES, pins, vm(5, numa="1", hugepages="2"))[1]
+
+
 def test_what_args_has_stays_in_front():
     _, changes = mirrored(TWO_NODES, PAIRS, vm(8, args="-device 'pvpanic'  -snapshot"))
     assert changes["args"].startswith("-device 'pvpanic'  -snapshot -smp sockets=1,")
