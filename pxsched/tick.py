@@ -161,21 +161,11 @@ def _count(node: Node, settled: Pass, balanced: Result | None, when_s: tuple[flo
 
 def _notify(node: Node, settled: Pass) -> None:
     """Mails what is news, where that is wanted; systemd is waited for without a lock. A failure is said."""
-    if node.settings.node.notify is not Notify.MAIL:
-        return
-    from pxsched.knobs import words
-    from pxsched.monitor import events, mail, notices, refusals
+    if node.settings.node.notify is Notify.MAIL:
+        from pxsched.monitor import notices
 
-    journal, now_ns = ledgers.peek(node.root).journal, ledgers.now_ns()
-    refused = refusals.load(node.root)
-    label = partial(words.label, node.root)
-    found = events.find(journal, settled.changes.refused, refused, label, now_ns)
-    try:
-        line = notices.tell(node.root, found, now_ns / 1e9, partial(mail.send, node.root, node.name))
-    except UserError as error:
-        line = error.message
-    if line:
-        complain(line)
+        if line := notices.tick(node, settled.changes.refused):
+            complain(line)
 
 
 def _prove(node: Node) -> None:

@@ -6,10 +6,17 @@ the next, if it is still so then. What is known is kept in /run/pxsched from pas
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 
 from pxsched import lock, state, stored
+from pxsched.errors import UserError
+from pxsched.knobs import words
+from pxsched.ledger import file as ledgers
 from pxsched.lock import Locked
-from pxsched.monitor.events import Event
+from pxsched.monitor import mail, refusals
+from pxsched.monitor.events import Event, find
+from pxsched.node.sighting import Node
 from pxsched.root import Root
 from pxsched.value import NOTHING, Value, items, replace
 
@@ -102,19 +109,30 @@ def _tell(root: Root, events: list[Event], now_s: float, send: Callable[[list[st
     before = state.load(root, FILE, Notices.from_json, set_aside=False)[0] or Notices()
     now = seen(before, events, now_s)
     fresh = news(now, events, now_s)
-    said = ""
-    try:
-        if fresh:
-            # Written before it is sent: what cannot be remembered would be sent at every pass.
-            state.save(root, FILE, tried(now, fresh, now_s, sent=True).to_json())
-            try:
-                send([event.text for event in fresh])
-            except OSError as error:
-                said = f"no mail could be sent: {error.strerror or error}"
-                now = tried(now, fresh, now_s, sent=False)
+    if not fresh:
+        if now != before:
+            with suppress(OSError):
                 state.save(root, FILE, now.to_json())
-        elif now != before:
-            state.save(root, FILE, now.to_json())
+        return ""
+    try:  # before it is sent: what cannot be remembered would be sent at every pass
+        state.save(root, FILE, tried(now, fresh, now_s, sent=True).to_json())
     except OSError as error:
-        said = said or f"nobody is told of {len(fresh)} events: /{FILE} cannot be written: {error.strerror}"
-    return said
+        return f"what is new is told nobody, as /{FILE} cannot be written: {error.strerror}"
+    try:
+        send([event.text for event in fresh])
+    except OSError as error:
+        with suppress(OSError):
+            state.save(root, FILE, tried(now, fresh, now_s, sent=False).to_json())
+        return f"no mail could be sent: {error.strerror or error}"
+    return ""
+
+
+def tick(node: Node, unplaced: Mapping[int, str]) -> str:
+    """What the timer does after a pass. unplaced: the reason by VMID. Returns what `tell` does."""
+    root, now_ns = node.root, ledgers.now_ns()
+    label, send = partial(words.label, root), partial(mail.send, root, node.name)
+    found = find(ledgers.peek(root).journal, unplaced, refusals.load(root), label, now_ns)
+    try:
+        return tell(root, found, now_ns / 1e9, send)
+    except UserError as error:
+        return error.message
