@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pxsched import lock, patience
 from pxsched.root import Root
 
-PATIENCE_S = 30.0
+PATIENCE_S, START_S = 30.0, 5.0
 _RELOAD = "run/pxsched/reload.lock"  # says when the last reload that came to its end began, ns after boot
 PROGRAM, _RUN = "/usr/bin/systemctl", "/usr/bin/systemd-run"
 NAME = "systemd"
@@ -102,7 +102,12 @@ def start(root: Root, argv: Sequence[str], *, stdin: bytes, description: str, mo
         f"RuntimeMaxSec={most_s:g}",
     )
     words = [word for one in properties for word in ("--property", one)]
-    _run(root, [_RUN, "--no-block", "--collect", f"--description={description}", *words, "--", *argv])
+    run = [_RUN, "--no-block", "--collect", f"--description={description}", *words, "--", *argv]
+    try:
+        with patience.until(time.monotonic() + START_S):
+            _run(root, run)
+    except NoSuchUnit as error:
+        raise OSError(errno.EIO, str(error)) from error
 
 
 def call(root: Root, *arguments: str) -> None:

@@ -225,26 +225,3 @@ def test_the_service_may_do_its_work_and_nothing_else(node: Node, timer: Product
         line.partition("may write ")[2].partition('"')[0] for line in said(node, since) if "may write" in line
     }
     assert may == {"/run/pxsched", "sysfs"}
-
-
-def test_root_gets_one_mail_of_what_he_should_know(node: Node, timer: Product) -> None:
-    """By Debian's dma, whose sendmail needs a group's rights as Postfix's does: the timer's unit has none."""
-    mailbox = "/var/mail/root"
-    timer.configure('[node]\nnotify = "mail"\n[vm.101]\nclass = "dedicated"\nstrict = true\n')
-    node.rom_guest(100, cores=1, affinity="3", hookscript=HOOK)
-    node.qm("start", "100").check()
-    node.rom_guest(101, cores=17, hookscript=HOOK)
-    for _ in range(3):
-        vcpu = next(thread.tid for thread in node.threads(100) if thread.vcpu == 0)
-        node.run("taskset", "-p", "-c", "5", str(vcpu)).check()
-        assert node.qm("start", "101").code != 0
-        node.run("systemctl", "start", "pxsched.service").check()
-    poll(lambda: node.files(mailbox), "a mail is there", deadline_s=60)
-    said = node.read(mailbox)
-    node.run("rm", mailbox)
-    assert said.count("\nSubject: pxsched on lab: ") == 1
-    assert "VM 101 is strict and was refused its start: needs 17" in said
-    for _ in range(2):
-        node.run("systemctl", "start", "pxsched.service").check()
-    node.shell("sleep 3")
-    assert not node.files(mailbox), "it was told"
