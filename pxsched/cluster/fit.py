@@ -107,6 +107,8 @@ def unusable(member: Member) -> str:
         return "it is offline"
     if member.said is None:
         return member.problem
+    if member.age_s < 0:
+        return f"its clock is {-member.age_s / 60:.0f} minutes ahead of ours" * member.stale
     return f"what it published is {member.age_s / 60:.0f} minutes old: does its timer run?" * member.stale
 
 

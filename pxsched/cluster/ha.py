@@ -147,7 +147,7 @@ def _priorities(text: str) -> dict[str, int]:
     for part in text.split(","):
         name, _, priority = part.strip().partition(":")
         if name:
-            found[name] = int(priority) if priority.isdecimal() else DEFAULT_PRIORITY
+            found[name] = int(priority) if priority.isdecimal() and len(priority) < 10 else DEFAULT_PRIORITY
     return found
 
 

@@ -69,12 +69,12 @@ class Known:
         return [name for name, one in members if one.online is not False and name not in self.ha.away]
 
     def sheets(self) -> dict[str, Paper]:
-        """The usable nodes on paper. Who moved since they published is where its configuration is."""
+        """The usable nodes on paper. Whatever they published, a VM is where its configuration is."""
         sizes = {vmid: size for vmid, vm in self.vms.items() if (size := vm.machine.hugepage_mib) is not None}
         found = {name: self.view.paper(name, sizes) for name in self.usable}
         for name in self.usable:
-            for vmid in self._running(name) & self._moved:
-                if self.vms[vmid].node != name:
+            for vmid in self._running(name):
+                if self.view.places.get(vmid, name) != name:
                     found[name] = found[name].without(vmid)
         for vmid in sorted(self._moved):
             name = self.vms[vmid].node

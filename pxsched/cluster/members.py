@@ -4,6 +4,7 @@ Rules: pmxcfs's `.members`, live from corosync. This node is looked at afresh; o
 their timers wrote, and how old that is by their own clocks.
 """
 
+import os
 import time
 from collections.abc import Collection, Mapping
 
@@ -18,7 +19,7 @@ from pxsched.root import Root
 from pxsched.stored import Damaged
 from pxsched.value import NOTHING, Value
 
-# Three heartbeats were missed.
+# Three heartbeats were missed; or, ahead of us, clocks differ by more than what is said can be built upon.
 STALE_S = 3 * publish.HEARTBEAT_S
 MEMBERS = "etc/pve/.members"
 
@@ -43,7 +44,7 @@ class Member(Value):
 
     @property
     def stale(self) -> bool:
-        return self.age_s > STALE_S
+        return abs(self.age_s) > STALE_S
 
     @property
     def usable(self) -> bool:
@@ -84,6 +85,8 @@ def look(node: Node) -> list[Member]:
 def _other(root: Root, name: str, online: bool | None, now_s: float) -> Member:
     file = publish.file_of(name)
     data = root.read_bytes(file, at_once=publication.MOST_BYTES)
+    if data is None and os.path.lexists(root.path(file)):
+        return Member(name, online, problem=f"/{file} cannot be read")
     if data is None:
         return Member(name, online, problem="it has published nothing: is pxsched installed there?")
     try:

@@ -193,17 +193,22 @@ def read(node: str, body: object) -> Publication:
             for cpu in machine.cpus(cpus)
         },
     )
+    vms = tuple(
+        _vm_in(vmid, body, loads.get(vmid), resident.get(vmid, NOTHING))._replace(
+            since_s=since.get(vmid, 0.0)
+        )
+        for vmid, body in _by_vmid(said.get("vms"))
+    )
+    present = host.topology.cpus.keys()
+    for vm in vms:
+        if not all(cpus and cpus <= present for cpus in set(vm.held.vcpus)):
+            raise Damaged(f"VM {vm.held.vmid} has CPUs that the machine has not")
     return Publication(
         node=node,
         at_s=stored.number(measured.get("time"), 0, 1e11),
         version=stored.text(said.get("version"), 40),
         host=host,
-        vms=tuple(
-            _vm_in(vmid, body, loads.get(vmid), resident.get(vmid, NOTHING))._replace(
-                since_s=since.get(vmid, 0.0)
-            )
-            for vmid, body in _by_vmid(said.get("vms"))
-        ),
+        vms=vms,
         strangers=tuple(
             _stranger_in(vmid, body, loads.get(vmid), resident.get(vmid, NOTHING))
             for vmid, body in _by_vmid(said.get("others"))

@@ -181,6 +181,12 @@ def test_without_quorum_nothing_is_begun(going):
     assert "the cluster has no quorum" in going.go(moves) and going.proxmox.requests == []
 
 
+def test_a_move_that_runs_when_quorum_is_lost_is_followed_and_nothing_more_is_begun(going):
+    going.proxmox.on_poll = lambda: going.cluster.corosync(quorate=0)
+    assert "VM 101 to pve2: the cluster has no quorum; 1 of 2 moves are made" in going.go()
+    assert going.on("pve2") == {100} and len(going.proxmox.asked) == 1
+
+
 def test_a_target_that_went_offline_is_not_tried(going):
     moves = going.moves()
     going.cluster.corosync(offline=("pve2",))

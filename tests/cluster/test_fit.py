@@ -1,6 +1,7 @@
 """Where a VM fits: each node's answer is what its own `plan` would say, and what is in the way is named."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,21 @@ def test_a_node_that_says_nothing_is_no_answer(pair):
     pair.publish("pve2")
     pair.corosync(offline=("pve2",))
     assert answers(pair, 100)["pve2"].against == ("it is offline",)
+
+
+def test_clocks_that_differ_much_are_said_whichever_is_ahead(pair):
+    pair.vm("pve1", 100, "cores: 2\n")
+    now_s = time.time()
+    pair.publish("pve2", at_s=now_s + 86400)
+    assert answers(pair, 100)["pve2"].against == ("its clock is 1440 minutes ahead of ours",)
+    pair.publish("pve2", at_s=now_s + 60)
+    assert answers(pair, 100)["pve2"].fits
+
+
+def test_what_is_there_and_cannot_be_read_is_not_taken_for_a_node_without_pxsched(pair):
+    pair.vm("pve1", 100, "cores: 2\n")
+    (pair.pve / "nodes/pve2/pxsched.json").mkdir()
+    assert answers(pair, 100)["pve2"].against == ("/etc/pve/nodes/pve2/pxsched.json cannot be read",)
 
 
 # As a user meets it.

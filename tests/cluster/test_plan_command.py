@@ -60,6 +60,21 @@ def test_a_drain_that_leaves_somebody_fails_and_says_whom(crossing, run):
     assert code == 1 and "there is no node 'pve9'" in err
 
 
+def test_a_node_cannot_claim_the_vms_of_another(pair, run):
+    """Whatever pve2 says of VM 100, it is where its configuration is."""
+    pair.vm("pve1", 100, "cores: 2\n", running=True)
+    pair.vm("pve2", 101, "cores: 2\n", running=True)
+    pair.publish()
+    path = pair.pve / "nodes/pve2/pxsched.json"
+    document = json.loads(path.read_text())
+    document["vms"]["100"] = document["vms"]["101"]
+    path.write_text(json.dumps(document))
+    drained = [(move["vmid"], move["from"]) for move in plan(run, pair, "--drain", "pve1")[1]["moves"]]
+    assert drained == [(100, "pve1")]
+    drained = [(move["vmid"], move["from"]) for move in plan(run, pair, "--drain", "pve2")[1]["moves"]]
+    assert drained == [(101, "pve2")]
+
+
 def test_a_drain_takes_stopped_vms_along_and_says_how(pair, run):
     pair.put("storage.cfg", "lvmthin: thin\n\tvgname pve\n\nrbd: ceph\n\tpool vms\n")
     pair.settings('[vm.101]\nclass = "dedicated"\n')
@@ -100,6 +115,7 @@ RESOURCES = "vm: 100\n\tstate started\n\nvm: 101\n\tstate started\n"
         ("", "", None),
         (NODES + "pve1\n\tstrict 1\n", "", "HA rule own wants it on pve1"),
         (NODES + "pve1:2,pve2:1\n", "", "HA rule own wants it on pve1"),
+        (NODES + "pve1:" + "9" * 5000 + ",pve2:x,:,\n", "", None),
         ("node-affinity: own\n\tresources vm:100\n\tnodes pve1,pve2\n", "", None),
         ("node-affinity: own\n\tresources vm:100\n\tnodes pve1\n\tdisable\n", "", None),
         ("node-affinity: own\n\tresources vm:101\n\tnodes pve1\n\tstrict 1\n", "", None),

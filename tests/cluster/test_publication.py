@@ -158,3 +158,11 @@ def test_a_document_that_is_too_large_is_not_read():
 def test_another_schema_is_not_understood(whole):
     with pytest.raises(Damaged, match="schema 2"):
         publication.read("pve2", {**publication.document(whole), "schema": 2})
+
+
+@pytest.mark.parametrize("vcpus", ["", "0;", "4000*2"])
+def test_a_vm_on_cpus_that_its_machine_has_not_is_damaged(whole, vcpus):
+    body = publication.document(whole)
+    next(iter(body["vms"].values()))[1] = vcpus
+    with pytest.raises(Damaged, match="CPUs that the machine has not"):
+        publication.read(whole.node, body)
