@@ -22,17 +22,27 @@ MACHINES = (machine(1, 2, 4, 2), machine(2, 2, 4, 2), machine(2, 1, 4, 1), machi
 
 
 class Known:
-    """What is known of moves: a request for each VM, the same everywhere, and what speaks against some."""
+    """What is known of moves: a request for each VM, the same everywhere, and what speaks against some.
+
+    devices: how many of a kind each node has; users: the VMs that have one of them as a whole.
+    """
 
     def __init__(self, requests: Mapping[int, Request], against: Mapping[tuple[int, str], str] | None = None):
         self.requests, self._against = requests, against or {}
         self.copies: dict[int, int] = {}
+        self.devices: dict[str, int] = {}
+        self.users: set[int] = set()
+
+    def free(self, name: str, places: Mapping[int, str]) -> int:
+        return self.devices.get(name, 0) - sum(places.get(vmid) == name for vmid in self.users)
 
     def request(self, vmid: int, target: str) -> Request:
         return self.requests[vmid]
 
     def verdict(self, vmid: int, target: str, places: Mapping[int, str]) -> Verdict:
         said = self._against.get((vmid, target), "")
+        if vmid in self.users and self.free(target, places) < 1:
+            said = "no device is free"
         return Verdict((said,) if said else (), copy_mib=self.copies.get(vmid, 0))
 
 
@@ -282,7 +292,12 @@ def clusters(draw):
     guests = [
         Guest(vmid, True, draw(st.sampled_from((None, 10.0, COOLDOWN_S)))) for vmid in sorted(requests)
     ]
-    return sheets, guests, Known(requests, against)
+    known = Known(requests, against)
+    known.users = {vmid for vmid in requests if draw(st.integers(0, 3)) == 0}
+    for name, found in sheets.items():
+        there = known.users & {*found.tenants, *found.strangers}
+        known.devices[name] = len(there) + draw(st.integers(0, 1))
+    return sheets, guests, known
 
 
 @st.composite
@@ -318,11 +333,14 @@ def exclusive(found: Paper) -> set[frozenset[int]]:
 def follow(sheets, known: Known, found: Plan, *, drain: str = "") -> dict[str, Paper]:
     """Makes the moves one by one, and checks each by itself."""
     now = dict(sheets)
+    places = {vmid: name for name, one in sheets.items() for vmid in (*one.tenants, *one.strangers)}
     for move in found.moves:
         request, target, source = known.requests[move.vmid], now[move.target], now[move.source]
         assert move.vmid in source.tenants or move.vmid in source.strangers
         assert move.target not in (drain, move.source)
-        assert not known.verdict(move.vmid, move.target, {}).against
+        assert not known.verdict(move.vmid, move.target, places).against
+        places[move.vmid] = move.target
+        assert all(known.free(name, places) >= 0 for name in sheets)
         load = source.tenants[move.vmid].held.load if move.vmid in source.tenants else request.load
         request = replace(request, load=load)
         key = (2, request.hugepage_mib) if request.hugepage_mib else None
