@@ -10,7 +10,7 @@ from pxsched.chain import files as chain
 from pxsched.chain.entry import Entry
 from pxsched.cluster import members
 from pxsched.errors import Exit, UserError
-from pxsched.optin import asking, inventory, rules
+from pxsched.optin import asking, inventory, rules, text
 from pxsched.optin.apply import apply
 from pxsched.optin.rules import Outcome, Selection, Step
 from pxsched.output import complain, progress, say, say_json
@@ -32,9 +32,6 @@ examples:
   pxsched enable 100 --chain          keep the VM's present hookscript running beside ours
   PXSCHED_TOKEN='audit@pve!ro=...' pxsched list --host pve1.example.org
 """
-
-STATES = {True: "running", False: "stopped", None: "?"}
-MARKS = {Outcome.CHANGE: "", Outcome.ALREADY: "unchanged", Outcome.SKIP: "skipped", Outcome.REFUSE: "REFUSED"}
 
 
 class Session(Value):
@@ -75,11 +72,11 @@ class Session(Value):
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    for name, text in (
+    for name, purpose in (
         ("enable", "opt VMs in: set our hookscript"),
         ("disable", "opt VMs out: remove it, or put their own script back"),
     ):
-        parser = _parser(subparsers, name, text)
+        parser = _parser(subparsers, name, purpose)
         parser.add_argument(
             "vmids", nargs="*", metavar="VMID", type=arguments.vmid, help="VMs by number, on any node"
         )
@@ -229,9 +226,9 @@ def _carry_out(session: Session, steps: list[Step], missing: list[int], args: ar
                 except UserError as error:
                     failures[step.guest.vmid] = str(error)
     if args.json:
-        say_json(_report(steps, failures, args))
+        say_json(text.report(steps, failures, dry_run=args.dry_run))
     else:
-        _print(steps, failures, args)
+        say(*text.told(steps, failures, f"{args.command}d", dry_run=args.dry_run))
     for vmid, reason in failures.items():
         complain(f"VM {vmid}: {reason}")
     refused = {step.guest.vmid: step.refused for step in steps if step.refused}
@@ -240,88 +237,16 @@ def _carry_out(session: Session, steps: list[Step], missing: list[int], args: ar
     return bool(failures or refused)
 
 
-def _report(steps: list[Step], failures: dict[int, str], args: argparse.Namespace) -> dict[str, object]:
-    vms = [
-        {
-            "vmid": step.guest.vmid,
-            "node": step.guest.node,
-            "outcome": "failed" if step.guest.vmid in failures else step.outcome.value,
-            "now": step.guest.hookscript or None,
-            "want": step.want or None,
-            "chained": step.chain or None,
-            "shares": step.shares,
-            "balloon": step.balloon,
-            "refused": step.refused or None,
-            "notes": list(step.notes),
-        }
-        for step in steps
-    ]
-    return {
-        "schema": 1,
-        "dry_run": args.dry_run,
-        "vms": vms,
-        "failures": {str(vmid): failures[vmid] for vmid in failures},
-    }
-
-
-def _print(steps: list[Step], failures: dict[int, str], args: argparse.Namespace) -> None:
-    if not steps and not failures:
-        say("no VM matches")
-    for step in steps:
-        if step.guest.vmid in failures:
-            continue
-        what = MARKS[step.outcome]
-        if step.outcome is Outcome.CHANGE:
-            done = f"{args.command}d" if not args.dry_run else f"would be {args.command}d"
-            what = f"{done}: hookscript {step.guest.hookscript or 'none'} -> {step.want or 'none'}"
-            if step.shares is not None:
-                what += f", shares {step.guest.options.get('shares', 'unset')} -> {step.shares or 'unset'}"
-            if step.balloon is not None:
-                what += f", balloon {step.guest.options.get('balloon', 'unset')} -> {step.balloon or 'unset'}"
-        say(f"VM {_label(step.guest)}: {what}{''.join(f' ({note})' for note in step.notes)}")
-
-
-def _label(guest: Guest) -> str:
-    name = guest.name[:40]
-    return f"{guest.vmid} {name} on {guest.node}" if name else f"{guest.vmid} on {guest.node}"
-
-
 def _list(session: Session, args: argparse.Namespace) -> int:
     guests = [guest for guest in session.guests(args.node) if not guest.describes_capacity]
     remembered = {
         vmid: entry.hookscript for vmid, entry in session.remembered(guests).items() if entry.hookscript
     }
     if args.json:
-        print_json({"vms": [_entry(guest, remembered) for guest in guests]})
+        print_json({"vms": [text.entry(guest, remembered) for guest in guests]})
         return Exit.DONE
-    say(f"{'VMID':>9}  {'NODE':12}  {'STATE':8}  {'PXSCHED':8}  NAME")
-    for guest in guests:
-        entry = _entry(guest, remembered)
-        state = "template" if guest.template else STATES[guest.running]
-        ha = " [HA]" if guest.ha else ""
-        script = f" (hookscript {guest.hookscript[:60]})" if guest.hookscript else ""
-        if entry["enabled"]:
-            chained = remembered.get(guest.vmid)
-            script = f" (chained: {chained[:60]})" if chained else ""
-        enabled = "?" if guest.problem else "yes" if entry["enabled"] else "no"
-        script = f" ({guest.problem[:120]})" if guest.problem else script
-        say(f"{guest.vmid:>9}  {guest.node:12}  {state:8}  {enabled:8}  {guest.name[:40]}{ha}{script}")
+    say(*text.rows(guests, remembered))
     return Exit.DONE
-
-
-def _entry(guest: Guest, remembered: dict[int, str]) -> dict[str, object]:
-    return {
-        "vmid": guest.vmid,
-        "node": guest.node,
-        "name": guest.name,
-        "running": guest.running,
-        "template": guest.template,
-        "ha": guest.ha,
-        "enabled": None if guest.problem else rules.is_ours(guest.hookscript),
-        "problem": guest.problem or None,
-        "hookscript": guest.hookscript or None,
-        "chained": remembered.get(guest.vmid),
-    }
 
 
 def _pass_now(root: Root) -> None:
