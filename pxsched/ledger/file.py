@@ -11,6 +11,7 @@ not know is found out anew from the machines that run.
 
 import json
 import os
+import stat
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -161,15 +162,21 @@ def _read(root: Root, file: str) -> bytes | None:
     Opened once: whoever saves renames twice, and between these a name is gone for a moment.
     """
     try:
-        with open(root.path(file), "rb", buffering=0) as stream:
-            size = os.fstat(stream.fileno()).st_size
-            if size > stored.MOST_BYTES:
-                raise Damaged(f"{size} bytes are too many")
+        with open(root.path(file), "rb", buffering=0, opener=_without_waiting) as stream:
+            found = os.fstat(stream.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise Damaged("it is no file")
+            if found.st_size > stored.MOST_BYTES:
+                raise Damaged(f"{found.st_size} bytes are too many")
             return stream.readall()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise Damaged(f"cannot be read: {error.strerror}") from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _check(ledger: Ledger, owners: Collection[int] | None) -> None:

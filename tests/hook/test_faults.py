@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -39,6 +40,13 @@ def test_a_broken_package_is_one_line_and_success(elsewhere, source):
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 1
     assert done.stdout.startswith("pxsched: ")
+
+
+def test_an_interrupted_hook_ends_without_a_word(elsewhere):
+    package, call = elsewhere
+    (package / "hook.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = call("100", "pre-start")
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_the_callers_python_path_is_shut_out(host, tmp_path):

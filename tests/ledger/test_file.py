@@ -296,6 +296,16 @@ def spoiled_line(text: str, chance: random.Random) -> str:
     return "".join(lines)
 
 
+@pytest.mark.parametrize("put", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_file_in_its_place_is_set_aside_and_nobody_waits_for_it(root, put):
+    file, _ = files(root)
+    file.parent.mkdir(parents=True)
+    put(file)
+    with ledgers.locked(root) as ledger:
+        assert "is damaged" in ledger.warnings[0]
+        assert not file.exists()
+
+
 @given(seed=st.integers(0, 1 << 32))
 def test_whatever_is_wrong_in_the_file_the_ledger_can_be_used(effort, root, seed):
     with ledgers.locked(root) as ledger:
