@@ -4,15 +4,13 @@ from pxsched.cluster import fit
 from pxsched.cluster.members import Member
 from pxsched.cluster.paper import Paper, least, owns
 from pxsched.cluster.view import View, Vm
+from pxsched.cluster.wrongs import CROWDED
 from pxsched.host import cpulist
 from pxsched.placement import defrag
 from pxsched.placement.defrag import Span
 from pxsched.placement.machine import bits, mask_of
 from pxsched.placement.request import Holding
 from pxsched.value import Value
-
-# More demand than CPUs.
-CROWDED = 1.0
 
 
 class Group(Value):

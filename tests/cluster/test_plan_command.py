@@ -69,10 +69,12 @@ def test_a_node_cannot_claim_the_vms_of_another(pair, run):
     document = json.loads(path.read_text())
     document["vms"]["100"] = document["vms"]["101"]
     path.write_text(json.dumps(document))
-    drained = [(move["vmid"], move["from"]) for move in plan(run, pair, "--drain", "pve1")[1]["moves"]]
-    assert drained == [(100, "pve1")]
-    drained = [(move["vmid"], move["from"]) for move in plan(run, pair, "--drain", "pve2")[1]["moves"]]
-    assert drained == [(101, "pve2")]
+
+    def drained(node: str) -> list[tuple[int, str]]:
+        _, found = plan(run, pair, "--drain", node, name="pve1")
+        return [(move["vmid"], move["from"]) for move in found["moves"]]
+
+    assert drained("pve1") == [(100, "pve1")] and drained("pve2") == [(101, "pve2")]
 
 
 def test_a_drain_takes_stopped_vms_along_and_says_how(pair, run):

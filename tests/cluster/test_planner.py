@@ -166,17 +166,23 @@ def test_who_has_no_place_comes_first_and_rather_crosses_than_has_none():
 
 
 def test_who_has_no_place_gets_one_where_nobody_is_crowded_if_there_is_such():
+    """Four nodes where it would crowd others are emptier, and come first."""
     one, owner = full("a", 109)
-    two, others = sheet("b", MACHINES[0]), [shared(vmid, 4, 2.0) for vmid in (200, 201, 202)]
-    for request in others:
-        two = put(two, request)
-    two = replace(two, host=replace(two.host, busy=dict.fromkeys(range(16), 0.5)))
-    requests = [dedicated(100, 6), owner, *others]
-    found = planned([one, two], requests, against={(vmid, "a"): "no" for vmid in (200, 201, 202)})
+    sheets, requests, against = [one], [dedicated(100, 6), owner], {}
+    for number, name in enumerate("bdef", 2):
+        others = [shared(100 * number + offset, 4, 2.0) for offset in range(3)]
+        two = sheet(name, MACHINES[0])
+        for request in others:
+            two = put(two, request)
+            against |= {(request.vmid, target): "no" for target in "abcdef"}
+        sheets.append(replace(two, host=replace(two.host, busy=dict.fromkeys(range(16), 0.5))))
+        requests += others
+    found = planned(sheets, requests, against=against)
     assert moves(found) == [(100, "b")] and crowded(found.after["b"])
     three = put(sheet("c", MACHINES[0]), dedicated(108, 8))
-    found = planned([one, two, three], [*requests, dedicated(108, 8)])
-    assert moves(found)[0] == (100, "c")
+    three = replace(three, host=replace(three.host, busy=dict.fromkeys(range(16), 0.9)))
+    found = planned([*sheets, three], [*requests, dedicated(108, 8)], against=against)
+    assert moves(found) == [(100, "c")]
 
 
 def test_a_vm_rests_for_an_hour_after_it_came():
