@@ -5,6 +5,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection
+from pathlib import Path
+
+from pxsched.guest import config
+from pxsched.root import Root
 
 # Events of sys.audit; besides these, every open of a file that is to be written.
 WRITES = (
@@ -52,3 +56,21 @@ def killed_at(number: int, work: Callable[[], object]) -> bool:
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert code in (0, -signal.SIGKILL), "the work failed by itself"
     return code != 0
+
+
+class Proxmox:
+    """Its API, another process: it replaces a configuration as a whole."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+
+    def call(self, method: object, path: str, params: dict[str, str] | None = None) -> None:
+        _, node, _, vmid, _ = path.split("/")
+        place = Path(self._root.path(f"etc/pve/nodes/{node}/qemu-server/{vmid}.conf"))
+        options = config.parse(place.read_text()).options
+        changes = dict(params or {})
+        gone = {"digest", *changes.pop("delete", "").split(",")}
+        new = {key: value for key, value in {**options, **changes}.items() if key not in gone}
+        text = "".join(f"{key}: {value}\n" for key, value in new.items())
+        place.with_suffix(".new").write_text(text)
+        place.with_suffix(".new").replace(place)

@@ -2,14 +2,12 @@
 
 import os
 import time
-from pathlib import Path
 
 import pytest
 
 from pxsched.chain import files, upkeep
-from pxsched.guest import config
 from pxsched.proxmox import cluster
-from tests.killing import killed_at
+from tests.killing import Proxmox, killed_at
 
 from .test_upkeep import MINE, OURS, marks
 
@@ -17,30 +15,12 @@ MOST_WRITES = 60
 ENABLE, DISABLE = ("enable", "100", "--chain", "--balloon"), ("disable", "100")
 
 
-class Api:
-    """Proxmox, another process: it replaces the configuration as a whole."""
-
-    def __init__(self, node):
-        self._root = node.root
-
-    def call(self, method, path, params=None):
-        vmid = int(path.split("/")[3])
-        place = Path(self._root.path(f"etc/pve/nodes/pve1/qemu-server/{vmid}.conf"))
-        options = config.parse(place.read_text()).options
-        changes = dict(params or {})
-        gone = {"digest", *changes.pop("delete", "").split(",")}
-        new = {key: value for key, value in {**options, **changes}.items() if key not in gone}
-        text = "".join(f"{key}: {value}\n" for key, value in new.items())
-        place.with_suffix(".new").write_text(text)
-        place.with_suffix(".new").replace(place)
-
-
 @pytest.fixture
 def opted(node, pxsched, monkeypatch):
     """VM 100 with a script of its own, on a node that can opt it in."""
     node.snippet("mine.sh")
     node.snippet("pxsched")
-    monkeypatch.setattr("pxsched.sandbox.stand_in.local_api", lambda root: Api(node))
+    monkeypatch.setattr("pxsched.sandbox.stand_in.local_api", lambda root: Proxmox(root))
     reset(node)
     return node
 
