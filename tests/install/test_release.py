@@ -88,6 +88,6 @@ def test_stopped_half_way_it_leaves_nothing(checkout, tmp_path):
     child = subprocess.Popen(command, env=environment(checkout, STALL=str(began)), start_new_session=True)
     while not began.exists():
         time.sleep(0.02)
-    os.killpg(child.pid, signal.SIGINT)  # as a terminal does it
-    assert child.wait(10) != 0
+    os.killpg(child.pid, signal.SIGTERM)
+    assert child.wait(60) != 0
     assert os.listdir(tmp_path / "tmp") == []
