@@ -225,3 +225,21 @@ def test_the_service_may_do_its_work_and_nothing_else(node: Node, timer: Product
         line.partition("may write ")[2].partition('"')[0] for line in said(node, since) if "may write" in line
     }
     assert may == {"/run/pxsched", "sysfs"}
+
+
+def test_root_gets_one_mail_of_what_he_should_know(node: Node, timer: Product) -> None:
+    """By Debian's dma, whose sendmail needs a group's rights as Postfix's does: the timer's unit has none."""
+    mailbox, end = "/var/mail/root", 'notify = "none" in [node] of the settings.'
+    timer.configure('[node]\nnotify = "mail"\n[vm.100]\ncpus = "4000"\nstrict = true\n')
+    node.rom_guest(100, cores=1, hookscript=HOOK)
+    assert node.qm("start", "100").code != 0
+    node.run("systemctl", "start", "pxsched.service").check()
+    poll(lambda: end in node.files(mailbox).get(mailbox, ""), "a mail is there", deadline_s=120)
+    mail = node.read(mailbox)
+    node.run("rm", mailbox).check()
+    assert mail.count("\nSubject: pxsched on lab: something to look at\n") == 1
+    assert "\nVM 100 is strict and was refused its start: no CPU is left" in mail
+    assert node.qm("start", "100").code != 0
+    node.run("systemctl", "start", "pxsched.service").check()
+    node.shell("sleep 5")
+    assert not node.files(mailbox), "it was told"
