@@ -40,6 +40,8 @@ class Value:
         def __init__(self, *args: object, **kwargs: object) -> None:
             names, values = self._fields, vars(self)
             values.update(zip(names, args, strict=False))
+            if len(args) == len(names) and not kwargs:  # thousands are made so
+                return
             values.update(kwargs)
             given = len(values)
             if given < len(names):

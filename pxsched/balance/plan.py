@@ -17,8 +17,8 @@ from pxsched.value import NOTHING, Value
 
 # What a move costs in CPUs over the time until the next one may follow: cold caches, and pages to copy
 # (about 1 s of CPU a GiB) or to reach over the interconnect.
-_COLD = 0.03
-_COLD_OTHER_CACHE = 0.04
+_COLD = 0.02
+_COLD_OTHER_CACHE = 0.025
 _WIDER = 0.1  # and its caches shared with more neighbours
 _DRAG_S_PER_GIB = 1.0
 _TARGETS = 4

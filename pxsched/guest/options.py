@@ -23,12 +23,18 @@ _BDF = r"(?ai)(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})(?:\.([0-7]))?"
 
 
 class GuestNode(Value):
-    """One `numaN` rule. cpus: guest vCPU indexes; host_nodes: empty where the admin binds nothing."""
+    """One `numaN` rule. cpus: guest vCPU indexes; host_nodes: empty where the admin binds nothing. name: what
+    it is called where no `numaN` says so.
+    """
 
     cpus: frozenset[int]
     memory_mib: int
     host_nodes: frozenset[int] = frozenset()
     policy: str = ""
+    name: str = ""
+
+    def named(self, number: int) -> str:
+        return self.name or f"numa{number}"
 
 
 class HostPci(Value):

@@ -91,7 +91,7 @@ def reconcile(
     report.unmet |= {key for key in (*wanted, *stale) if key in spared}
     values = _read(root, ledger, {key: one for key, one in wanted.items() if key not in report.unmet})
     moving = _moving_cpusets(ledger, [key for key in stale if key not in report.unmet], wanted, values)
-    changed, drifted = _journal(root, ledger, wanted, values, moving)
+    changed, drifted = _journal(root, ledger, held, wanted, values, moving)
     for key in stale:
         _leave(ledger, key)
     stale = [key for key in stale if key not in report.unmet]
@@ -193,18 +193,17 @@ def _moving_cpusets(
         for key, setting in wanted.items()
         if setting.knob.rank is Rank.CPUSET
         and key in values
-        and (_half_left(ledger, key) or not _settled(ledger, setting, values[key]))
+        and (_half_left(ledger, key) or not _settled(ledger.journal.get(key), setting, values[key]))
     }
     return frozenset(restored | applied)
 
 
-def _settled(ledger: Ledger, setting: Setting, now: str) -> bool:
+def _settled(entry: Entry | None, setting: Setting, now: str) -> bool:
     """Whether a knob is as wanted, or still as the kernel made it when the same was wanted: what narrowed it
     then, a cpuset or an interrupt controller, would do so again.
     """
     if _same(setting.knob, now, setting.want):
         return True
-    entry = ledger.journal.get(setting.knob.key)
     wish = setting.owner, setting.want
     return entry is not None and (entry.owner, entry.wanted) == wish and entry.note == _made(now)
 
@@ -222,18 +221,23 @@ def _half_left(ledger: Ledger, key: str) -> bool:
 
 
 def _journal(
-    root: Root, ledger: Ledger, wanted: dict[str, Setting], values: dict[str, str], moving: frozenset[int]
+    root: Root,
+    ledger: Ledger,
+    held: Mapping[str, Entry],
+    wanted: Mapping[str, Setting],
+    values: Mapping[str, str],
+    moving: frozenset[int],
 ) -> tuple[list[str], set[str]]:
     """Enters the originals of all knobs that will be written. Gives the keys to write, and those of them that
-    somebody else turned since our last write.
+    somebody else turned since our last write. held: the entries of the owners at hand.
     """
     changed: list[str] = []
     drifted: set[str] = set()
     now_ns = ledgers.now_ns()  # one for all: entries that say the same are stored together
     for key, now in values.items():
         setting = wanted[key]
-        entry = ledger.journal.get(key)
-        differs = not _settled(ledger, setting, now)
+        entry = held.get(key) or ledger.journal.get(key)
+        differs = not _settled(entry, setting, now)
         disturbed = setting.owner in moving and setting.knob.rank is Rank.THREAD
         before = entry
         if entry is not None:
@@ -258,7 +262,7 @@ def _journal(
             except (Gone, OSError):
                 continue
             ledger.journal[key] = Entry(setting.owner, setting.plugin, original, setting.want, now_ns)
-        if differs or disturbed or _half_left(ledger, key):
+        if differs or disturbed or (entry is not None and entry.leaving):
             changed.append(key)
     return changed, drifted
 

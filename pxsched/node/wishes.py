@@ -74,6 +74,7 @@ def _guest_nodes(machine: Machine) -> tuple[GuestNode, ...]:
             share_mib,
             frozenset((socket,)),
             "bind",
+            f"guest socket {socket} (huge pages)",
         )
         for socket in range(machine.sockets)
     )

@@ -18,8 +18,8 @@ def missing(machine: Machine, request: Request) -> list[str]:
     """The bindings to nodes that are not there, one sentence each."""
     there = machine.topology.node_by_id.keys()
     return [
-        f"numa{number} binds memory to node {cpulist.format(guest.host_nodes - there)}, which this machine"
-        f" does not have: QEMU will not start"
+        f"{guest.named(number)} binds memory to node {cpulist.format(guest.host_nodes - there)}, which this"
+        f" machine does not have: QEMU will not start"
         for number, guest in enumerate(request.guest_nodes)
         if not guest.host_nodes <= there
     ]
@@ -57,8 +57,8 @@ def warnings(machine: Machine, request: Request, vcpus: Sequence[frozenset[int]]
         on = machine.topology.nodes_of(own)
         if guest.host_nodes <= machine.topology.node_by_id.keys() and beside and not on <= beside:
             found.append(
-                f"warning: numa{number} binds memory to node {cpulist.format(guest.host_nodes)}, but {how}"
-                f" node {cpulist.format(on)}"
+                f"warning: {guest.named(number)} binds memory to node {cpulist.format(guest.host_nodes)}, but"
+                f" {how} node {cpulist.format(on)}"
             )
     return found
 

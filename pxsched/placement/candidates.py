@@ -11,7 +11,7 @@ from pxsched.placement import memory
 from pxsched.placement.kinds import Variant, variants
 from pxsched.placement.layout import Assigning, deal, parts_of, price, unevenness, whole_sockets
 from pxsched.placement.machine import Machine, bits, machine_of, mask_of, remoteness
-from pxsched.placement.nodesets import Allowance, Need, Site, by_size, nearness
+from pxsched.placement.nodesets import MOST_WEIGHED, Allowance, Need, Nodes, Site, all_seen, by_size, nearness
 from pxsched.placement.occupancy import Occupancy
 from pxsched.placement.request import Host, Request, VmClass
 from pxsched.placement.score import Candidate, Score
@@ -45,7 +45,7 @@ class Search:
         self.threads = 1 if request.smt is Smt.ISOLATE else self.machine.threads
         self._stocks: dict[tuple[int, int], list[Stock]] = {}
         self._fills: dict[tuple[int, int, int], Fill | None] = {}
-        self._prices: dict[tuple[int, int, int], int | None] = {}
+        self._rows: dict[tuple[int, int, int, int], list[tuple[int, int]]] = {}
         self._used = {node: (occupied.taken & mask).bit_count() for node, mask in self.machine.cpus.items()}
 
     def candidates(self) -> list[Candidate]:
@@ -75,9 +75,13 @@ class Search:
             found = self._assigned(variant, capacity)
             if found or any(part.hosts is not None for part in self.parts):
                 return found
-        for sets in by_size(self._sites(variant, capacity), self._need, self.machine.pair, self.allowance):
-            if len(sets[0]) > 1:
+        sites = self._sites(variant, capacity)
+        for sets in by_size(sites, self._need, self.machine.pair, self.allowance):
+            size = len(sets[0])
+            if size > 1:
                 sets = self._best(sets, capacity)
+            if len(sets) * size > MOST_WEIGHED and not all_seen(sites, size):
+                sets = self._promising(sets, variant)[: max(1, MOST_WEIGHED // size)]
             found = [candidate for nodes in sets for candidate in self._on(nodes, variant, capacity)]
             if found:
                 return found
@@ -112,6 +116,21 @@ class Search:
             best = min(values)
             sets = [nodes for nodes, value in zip(sets, values, strict=True) if value == best]
         return sets
+
+    def _promising(self, sets: Sequence[Nodes], variant: Variant) -> list[Nodes]:
+        """First those that need few L3 groups, disturb few shared VMs and break few groups, by what that
+        comes to if every CPU were used.
+        """
+
+        def figures(node: int) -> tuple[bool, int, float]:
+            stocks = self._stock(node, variant)
+            few = sum(stock.capacity for stock in stocks) < self.threads
+            return few, sum(stock.whole for stock in stocks), sum(stock.disturbed for stock in stocks)
+
+        found = {node: figures(node) for node in frozenset().union(*sets)}
+        return sorted(
+            sets, key=lambda nodes: [sum(all_) for all_ in zip(*map(found.__getitem__, nodes), strict=True)]
+        )
 
     def _lends_memory(self, node: int) -> bool:
         allowed = self.request.nodes
@@ -160,42 +179,54 @@ class Search:
         order = sorted(nodes, key=lambda node: (self._used[node], node))
         room = [capacity[node] for node in order]
 
-        def pricing(position: int, count: int) -> int | None:
-            return self._price(order[position], count, variant)
+        def prices(position: int, fewest: int, most: int) -> list[tuple[int, int]]:
+            return self._row(order[position], fewest, most, variant)
 
-        counts = whole_sockets(room, self.request, pricing) or deal(
-            room, self.request.vcpus, self.threads, pricing
+        counts = whole_sockets(room, self.request, prices) or deal(
+            room, self.request.vcpus, self.threads, prices
         )
         if counts is None:
             return None
         share = dict(zip(order, counts, strict=True))
         return tuple(share[node] for node in nodes)
 
-    def _price(self, node: int, count: int, variant: Variant) -> int | None:
-        key = (node, count, variant.mask)
-        if key not in self._prices:
-            chosen, torn = self._fill(node, count, variant), int(count % self.threads > 0)
-            self._prices[key] = (
-                None
-                if chosen is None
-                else price(len(chosen.groups), chosen.joined, torn, chosen.broken, chosen.leftover)
-            )
-        return self._prices[key]
+    def _row(self, node: int, fewest: int, most: int, variant: Variant) -> list[tuple[int, int]]:
+        key = (node, fewest, most, variant.mask)
+        if key not in self._rows:
+            fills = ((count, self._fill(node, count, variant)) for count in range(fewest, most + 1))
+            self._rows[key] = [
+                (
+                    count,
+                    price(
+                        len(chosen.groups),
+                        chosen.joined,
+                        int(count % self.threads > 0),
+                        chosen.broken,
+                        chosen.leftover,
+                    ),
+                )
+                for count, chosen in fills
+                if chosen is not None
+            ]
+        return self._rows[key]
 
     def _fill(self, node: int, count: int, variant: Variant) -> Fill | None:
         key = (node, count, variant.mask)
         if key not in self._fills:
-            stock_key = (node, variant.mask)
-            if stock_key not in self._stocks:
-                self._stocks[stock_key] = stocks_of(
-                    self.machine.cells[node],
-                    variant.mask,
-                    self.occupied.taken,
-                    self.touched,
-                    self.occupied.demand,
-                )
-            self._fills[key] = fill(self._stocks[stock_key], count, self.touched)
+            self._fills[key] = fill(self._stock(node, variant), count, self.touched)
         return self._fills[key]
+
+    def _stock(self, node: int, variant: Variant) -> list[Stock]:
+        key = (node, variant.mask)
+        if key not in self._stocks:
+            self._stocks[key] = stocks_of(
+                self.machine.cells[node],
+                variant.mask,
+                self.occupied.taken,
+                self.touched,
+                self.occupied.demand,
+            )
+        return self._stocks[key]
 
     def _candidate(
         self,

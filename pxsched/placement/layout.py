@@ -1,7 +1,7 @@
 """How a VM's vCPUs are divided over NUMA nodes: as its guest nodes say, else evenly."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from pxsched.placement.machine import NO_NODE, Machine
 from pxsched.placement.nodesets import MOST_TIED, Allowance, Pair
@@ -87,22 +87,27 @@ def price(groups: int, joined: int, torn: int, broken: int, leftover: int) -> in
     return (((groups * _DIGIT + joined) * _DIGIT + torn) * _DIGIT + broken) * _DIGIT + leftover
 
 
-# The price of so many vCPUs on the node at a position; None when they do not fit.
-Pricing = Callable[[int, int], int | None]
-Division = tuple[int, tuple[int, ...]]
+class Prices(Protocol):
+    """What so many vCPUs cost on the node at a position: (vCPUs, price), where they fit."""
+
+    def __call__(self, position: int, fewest: int, most: int) -> Sequence[tuple[int, int]]: ...
 
 
-def whole_sockets(capacities: Sequence[int], request: Request, pricing: Pricing) -> tuple[int, ...] | None:
+def whole_sockets(capacities: Sequence[int], request: Request, prices: Prices) -> tuple[int, ...] | None:
     """vCPUs for each node so that no guest socket is torn; None when that cannot be."""
     size = sockets(request)
     if not size or request.sockets < len(capacities):
         return None
-    room = [capacity // size for capacity in capacities]
-    counts = deal(room, request.sockets, 1, lambda position, count: pricing(position, count * size))
+
+    def of_sockets(position: int, fewest: int, most: int) -> list[tuple[int, int]]:
+        each = (prices(position, number * size, number * size) for number in range(fewest, most + 1))
+        return [(count // size, cost) for row in each for count, cost in row]
+
+    counts = deal([capacity // size for capacity in capacities], request.sockets, 1, of_sockets)
     return None if counts is None else tuple(count * size for count in counts)
 
 
-def deal(capacities: Sequence[int], count: int, threads: int, pricing: Pricing) -> tuple[int, ...] | None:
+def deal(capacities: Sequence[int], count: int, threads: int, prices: Prices) -> tuple[int, ...] | None:
     """`count` vCPUs over nodes, as evenly as they allow and at the lowest price; None when it does not fit.
 
     Nodes with room enough may differ by one core of `threads`. Where nothing else decides, the division is
@@ -111,37 +116,56 @@ def deal(capacities: Sequence[int], count: int, threads: int, pricing: Pricing) 
     even = level(capacities, count)
     if even is None:
         return None
-    found: list[Division] = []
-    for low in range(max(0, max(even) - threads), max(even) + 1):
-        found += _window(capacities, count, low, low + threads, pricing)
-    best = min(
-        found, key=lambda way: (way[0], max(way[1]) - min(way[1]), [-share for share in way[1]]), default=None
-    )
-    return None if best is None else best[1]
+    top = max(even)
+    lows = [
+        low
+        for low in range(max(0, top - threads), top + 1)
+        if sum(min(most, low) for most in capacities)
+        <= count
+        <= sum(min(most, low + threads) for most in capacities)
+    ]
+    rows = [
+        prices(position, min(most, lows[0]), min(most, lows[-1] + threads))
+        for position, most in enumerate(capacities)
+    ]
+    # A division is one number: its price, and below that minus the shares, each a digit, so that of equal
+    # prices the least number gives the first nodes most.
+    digit = (top + threads).bit_length()
+    whole = digit * len(capacities)
+    found = []
+    for low in lows:
+        bounds = [(min(most, low), min(most, low + threads)) for most in capacities]
+        sum_ = _cheapest(rows, bounds, count, digit)
+        if sum_ is not None:
+            digits = -sum_ & ((1 << whole) - 1)
+            shares = [digits >> below & ((1 << digit) - 1) for below in range(whole - digit, -1, -digit)]
+            found.append(((sum_ + digits) >> whole, max(shares) - min(shares), -digits, shares))
+    return tuple(min(found)[3]) if found else None
 
 
-def _window(capacities: Sequence[int], count: int, low: int, high: int, pricing: Pricing) -> list[Division]:
-    """The cheapest way to give every node from `low` to `high` vCPUs, or all it has room for, if any."""
-    reached: dict[int, Division] = {0: (0, ())}
-    bounds = [(min(most, low), min(most, high)) for most in capacities]
+def _cheapest(
+    rows: Sequence[Sequence[tuple[int, int]]], bounds: Sequence[tuple[int, int]], count: int, digit: int
+) -> int | None:
+    """The least number, as `deal` makes them, of the divisions within these bounds."""
     least, most = map(sum, zip(*bounds, strict=True))
-    for position, (fewest, highest) in enumerate(bounds):
-        least, most = least - fewest, most - highest
-        after: dict[int, Division] = {}
-        for share in range(fewest, highest + 1):
-            cost = pricing(position, share)
-            if cost is None:
+    below = whole = digit * len(rows)
+    reached = {0: 0}
+    for row, (fewest, highest) in zip(rows, bounds, strict=True):
+        least, most, below = least - fewest, most - highest, below - digit
+        after: dict[int, int] = {}
+        for share, cost in row:
+            if not fewest <= share <= highest:
                 continue
-            for given, (paid, shares) in reached.items():
-                total = given + share
-                if not total + least <= count <= total + most:
-                    continue
-                way = (paid + cost, (*shares, share))
-                # Of equals the one where earlier nodes have more.
-                if total not in after or (way[0], after[total][1]) < (after[total][0], way[1]):
-                    after[total] = way
+            more = (cost << whole) - (share << below)
+            # Only what leads to `count`.
+            low, high = count - most - share, count - least - share
+            for given, paid in reached.items():
+                if low <= given <= high:
+                    total = given + share
+                    if total not in after or paid + more < after[total]:
+                        after[total] = paid + more
         reached = after
-    return [reached[count]] if count in reached else []
+    return reached.get(count)
 
 
 def unevenness(capacities: Sequence[int], count: int) -> int:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 MOST_SETS = 70  # sets of four of eight nodes
 MOST_TIED = 12  # sets that are as near as each other and found by the walk
+MOST_WEIGHED = 48  # nodes of such sets whose CPUs are dealt out to see which set is best
 MOST_LOOKS = 12_000  # nodes that all walks of a decision may look at
 
 
@@ -59,7 +60,7 @@ def by_size(sites: Sequence[Site], need: Need, pair: Pair, allowance: Allowance)
     for size in range(1, len(sites) + 1):
         if any(sums[size] < 1 - 1e-9 for _, sums in tops):
             continue
-        if comb(len(sites), size) <= MOST_SETS:
+        if all_seen(sites, size):
             allowance.sets += comb(len(sites), size)
             found = [
                 tuple(sorted(site.node for site in some))
@@ -73,6 +74,11 @@ def by_size(sites: Sequence[Site], need: Need, pair: Pair, allowance: Allowance)
             found = _Walk(sites, need, pair, size, allowance).sets([order[:size] for order, _ in tops])
         if found:
             yield found
+
+
+def all_seen(sites: Sequence[Site], size: int) -> bool:
+    """Whether all sets of so many nodes are looked at."""
+    return comb(len(sites), size) <= MOST_SETS
 
 
 def _nearest(found: list[Nodes], sites: Sequence[Site], pair: Pair) -> list[Nodes]:
@@ -123,14 +129,10 @@ class _Walk:
     ) -> None:
         self.need, self.pair, self.size, self.allowance = need, pair, size, allowance
         self.sites = sites
-        self.far = {
-            site.node: {
-                other.node: pair[min(site.node, other.node), max(site.node, other.node)]
-                for other in sites
-                if other.node != site.node
-            }
-            for site in sites
-        }
+        self.far: dict[int, dict[int, int]] = {site.node: {} for site in sites}
+        for (one, other), distance in pair.items():
+            if one in self.far and other in self.far:
+                self.far[one][other] = self.far[other][one] = distance
         self.least = min(min(row.values()) for row in self.far.values())
         self.best: float = float("inf")
         self.found: list[Nodes] = []
@@ -170,10 +172,6 @@ class _Walk:
         first one gets half of the allowance, the next half of the rest: late choices do not take all of it.
         """
         left = self.size - len(chosen)
-        if not left:
-            if self.need.holds(chosen):
-                self._end(tuple(sorted(chosen)), cost)
-            return
         allowance, need = self.allowance, self.need
         before, tried = allowance.looks, False
         # Those that are left out from here on are not taken from these bounds: they stay bounds.
@@ -196,19 +194,22 @@ class _Walk:
             if site.cpus < least_cpus or site.memory_mib < least_mib:
                 continue
             tried = True
-            following: list[tuple[int, Site]] = []
-            if left > 1:
-                allowance.looks += len(others) - position - 1
-                far = self.far[site.node]
-                following = [(own + far[other.node], other) for own, other in others[position + 1 :]]
-                following.sort(key=_added)
+            now = (*chosen, site.node)
+            if left == 1:
+                self._end(now, bound)
+                continue
+            allowance.looks += len(others) - position - 1
+            far = self.far[site.node]
+            following = [(own + far[other.node], other) for own, other in others[position + 1 :]]
+            following.sort(key=_added)
             self._extend(
-                (*chosen, site.node), cost + more, cpus + site.cpus, memory_mib + site.memory_mib, following,
+                now, cost + more, cpus + site.cpus, memory_mib + site.memory_mib, following,
                 (looks - spent) // 2,
             )  # fmt: skip
 
     def _end(self, nodes: Nodes, cost: float) -> None:
         self.allowance.sets += 1
+        nodes = tuple(sorted(nodes))
         if cost > self.best or not self.need.holds(nodes):
             return
         if cost < self.best:

@@ -81,7 +81,8 @@ def memory_refusal(machine: Machine, host: Host, request: Request) -> Refused:
     pages = "" if request.hugepage_mib is None else f" in huge pages of {request.hugepage_mib} MiB"
     if request.guest_nodes:
         wishes = ", ".join(
-            f"numa{number} needs {obstacles.count(len(guest.cpus), 'CPU')} and {guest.memory_mib} MiB"
+            f"{guest.named(number)} needs {obstacles.count(len(guest.cpus), 'CPU')}"
+            f" and {guest.memory_mib} MiB"
             + (f" on node {cpulist.format(guest.host_nodes)}" if guest.host_nodes else "")
             for number, guest in enumerate(request.guest_nodes)
         )

@@ -2,11 +2,15 @@
 
 import pytest
 
+from pxsched.guest import config
 from pxsched.guest.arguments import Smp
 from pxsched.guest.config import Machine
 from pxsched.node import wishes
+from pxsched.placement import bindings
+from pxsched.placement.machine import machine_of
 from pxsched.placement.request import VmClass
 from pxsched.settings.policy import Policy
+from tests.placement.machines import machine
 
 SMT = "-smp 8,sockets=1,cores=4,threads=2,maxcpus=8"
 
@@ -59,3 +63,11 @@ def test_the_guests_topology_is_the_one_that_args_describes():
     assert (wish.vcpus, wish.sockets, wish.cores, wish.vm_class) == (8, 2, 4, VmClass.SHARED)
     surplus = wishes.request(100, Machine(cores=4, vcpus=4), Policy(), running_vcpus=6)
     assert (surplus.vcpus, surplus.sockets * surplus.cores) == (6, 6)
+
+
+def test_a_guest_socket_in_huge_pages_is_named_as_what_it_is():
+    """Proxmox binds guest socket i to host node i, though no `numaN` says so."""
+    text = "sockets: 3\ncores: 2\nnuma: 1\nhugepages: 2\nmemory: 6144"
+    wish = wishes.request(100, config.machine(config.parse(text)), Policy())
+    (said,) = bindings.missing(machine_of(machine(nodes=2)), wish)
+    assert said.startswith("guest socket 2 (huge pages) binds memory to node 2, which this machine does not")

@@ -81,6 +81,18 @@ def test_a_captured_machine_of_sixteen_nodes_is_bounded_too(topologies, counted)
     assert sum(one.looks for one in counted) <= MOST_LOOKS
 
 
+@pytest.mark.parametrize("more", [{"vcpus": 8}, {"vcpus": 40, "smt": Smt.SHARE}], ids=str)
+def test_of_sets_as_near_as_each_other_only_some_have_their_cpus_dealt_out(monkeypatch, more):
+    dealt = []
+    deal = candidates.deal
+    monkeypatch.setattr(candidates, "deal", lambda room, *rest: dealt.append(len(room)) or deal(room, *rest))
+    topology = epyc(16)
+    here = host(topology, free_mib=dict.fromkeys(range(16), 10 * GIB))
+    answer = place(here, [], wish(memory_mib=60 * GIB, **more))
+    assert len(answer.nodes) == 6
+    assert 6 < sum(dealt) <= nodesets.MOST_WEIGHED
+
+
 def best_of_all(topology, free_mib, vcpus: int, memory_mib: int, device: int | None):
     """Nodes, distance, unevenness and nearness to the device of the best set, by looking at every set."""
     pair = machine_of(topology).pair
