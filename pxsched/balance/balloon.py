@@ -90,7 +90,7 @@ class Record(Value):
     target_mib: what it was last told, None before that; set_s: when; change_mib: how much more than it had.
     pace: how well it follows, 1 at first. patience: how much longer than others it may keep what it does not
     use, since it has wanted back before what it gave up. silent_s: since when it gives no statistics.
-    unanswered_mib: what it was given since it last had enough.
+    available_mib: what it had available at at_s. unanswered_mib: what it was given that it did not answer to.
     """
 
     start: int
@@ -106,6 +106,7 @@ class Record(Value):
     patience: float = 1.0
     silent_s: float | None = None
     unanswered_mib: float = 0.0
+    available_mib: float = 0.0
 
 
 class HostRecord(Value):
@@ -139,9 +140,8 @@ class State(Value):
 
 
 def _record(body: object) -> Record:
-    start, at_s, need, swap_in, swap_out, faults, target, set_s, pace, change, patience, silent, given = (
-        stored.items(body, 13)
-    )
+    start, at_s, need, swap_in, swap_out, faults, target, set_s, pace, change, *rest = stored.items(body, 14)
+    patience, silent, given, available = rest
     return Record(
         stored.integer(start),
         stored.number(at_s),
@@ -156,6 +156,7 @@ def _record(body: object) -> Record:
         stored.number(patience),
         stored.maybe(stored.number, silent),
         stored.number(given),
+        stored.number(available),
     )
 
 

@@ -10,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from pxsched.balance import fair
 from pxsched.balance.balloon import BalloonTarget, Guest, Standing
 from pxsched.balance.lending import Means
-from pxsched.balance.taking import small
+from pxsched.balance.taking import LEAST_MIB, small
 
 # A guest that gives no statistics for so long grows: about what a slow guest takes to boot and to start the
 # service that gives them.
 SILENT_S = 300.0
-# A starving guest's least step. (A quarter of the smallest other one.)
-_LEAST_MIB = 4
 
 
 def wanting(
@@ -35,7 +33,7 @@ def wanting(
     for one in standings:
         growth = sizes[one.guest.vmid] - one.guest.actual_mib
         poor = (one.losing or one.slack < poor_below) and one.guest.actual_mib < one.high_mib
-        least = _LEAST_MIB if one.starving else small(one.guest.actual_mib)
+        least = LEAST_MIB if one.starving else small(one.guest.actual_mib)
         if growth > least and (one.starving or (poor and lends and (one.losing or growth < headroom))):
             found.append((one, growth))
     return found
@@ -55,7 +53,7 @@ def grow(wanting: Sequence[tuple[Standing, float]], headroom: float, lent: float
         part = min(1.0, left / wanted) if wanted > 0 else 0.0
         for one, growth in group:
             size = one.guest.actual_mib + growth * part
-            if growth * part >= _LEAST_MIB / 2:
+            if growth * part >= LEAST_MIB / 2:
                 found.append(BalloonTarget(one.guest.vmid, int(size), one.why("gets more")))
         left = max(0.0, min(left - wanted, headroom - wanted))
     return found

@@ -57,10 +57,10 @@ def test_no_guest_is_sent_below_its_configured_minimum():
 def test_a_step_ends_at_the_minimum_and_at_the_least_whatever_size_was_meant():
     standing = one_pass(guest(used=100, actual=720.0, minimum=700)).standings[100]
     for size in (0.0, 300.0):
-        told = taking.step(standing, size, Record(1, 0.0, 100.0, pace=64.0), 1000.0, 8.0)[0]
+        told = taking.step(standing, size, Record(1, 0.0, 100.0, pace=64.0), 1000.0, 8.0, lent=False)[0]
         assert told is None or told.target_mib >= 700
     standing = one_pass(guest(used=500, actual=1024.0, minimum=64)).standings[100]
-    told = taking.step(standing, 0.0, Record(1, 0.0, 100.0, pace=64.0), 1000.0, 8.0)[0]
+    told = taking.step(standing, 0.0, Record(1, 0.0, 100.0, pace=64.0), 1000.0, 8.0, lent=False)[0]
     assert told is not None and told.target_mib >= standing.least_mib
 
 

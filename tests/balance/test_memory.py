@@ -192,8 +192,8 @@ def test_the_state_survives_as_text_and_damage_is_named():
     state = decide([seen(actual=2048, used=300)]).state
     assert state.targets == {100: state.guests[100].target_mib}
     assert balloon.State.from_json(json.loads(json.dumps(state.to_json()))) == state
-    whole = [1, 0.0, 300.0, 0, 0, 0, None, 0.0, 1.0, 0.0, 1.0, None, 0.0]
-    guests = ({"100": [1, 2]}, {"100": ["a"] * 13}, {"100": [None] * 13}, {"x": whole})
+    whole = [1, 0.0, 300.0, 0, 0, 0, None, 0.0, 1.0, 0.0, 1.0, None, 0.0, 0.0]
+    guests = ({"100": [1, 2]}, {"100": ["a"] * 14}, {"100": [None] * 14}, {"x": whole})
     hosts = ([1, 2], "abc", [None, 1, 2], 7)
     found = balloon.State.from_json({"guests": {"100": whole}})
     assert found.guests[100].need_mib == 300

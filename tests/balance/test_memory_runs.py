@@ -76,6 +76,15 @@ def test_who_never_had_enough_since_the_host_had_none_gets_what_another_frees():
     assert one[0].actual_mib < stopped - 60
 
 
+def test_what_was_lent_of_the_reserve_comes_back_also_when_each_guest_has_little_to_give():
+    # Each has 13 MiB more than it starves with.
+    guests = [small(100 + n, steady(959), actual_mib=1162.0) for n in range(20)]
+    reserve, lent = NODE.reserved_mib, 150
+    host = run(guests, 20 * 1162 + reserve - lent, 5)
+    assert host.available_mib >= reserve - reserve / 32 - 1
+    assert host.tally.starved_minutes == 0
+
+
 def test_a_guest_that_swaps_to_zram_early_gets_no_more_than_others_who_use_as_much():
     kinds = [Kind.ZRAM, Kind.LINUX] * 2
     guests = [small(100 + n, steady(1200), maximum_mib=4096, kind=kind) for n, kind in enumerate(kinds)]

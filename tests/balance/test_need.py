@@ -123,23 +123,28 @@ def test_a_guest_that_is_full_whatever_it_gets_and_never_swaps_takes_nothing_at_
     """With statistics that lie, it once had all that it may have, and the others what was left."""
     state, sizes = balloon.State(), {100: 1024.0, 101: 1024.0, 102: 1024.0, 103: 1024.0}
     total, reserve = 8192.0, NODE.reserved_mib
-    for step in range(200):
+    for step in range(300):
         guests = [seen(100, actual=sizes[100], used=sizes[100], high=8192)]
         guests += [seen(vmid, actual=sizes[vmid], used=1000, high=8192) for vmid in (101, 102, 103)]
         free = total - reserve - sum(sizes.values())
-        outcome = decide(guests, available=free + reserve, total=total, state=state, now_s=1000.0 + 10 * step)
-        state = outcome.state
+        # In the end an hour apart: it is not forgotten in days.
+        now_s = 1000.0 + 10 * step + 3600 * max(0, step - 200)
+        outcome = decide(guests, available=free + reserve, total=total, state=state, now_s=now_s)
+        before, state = sizes[100], outcome.state
         sizes |= {vmid: float(size) for vmid, size in told(outcome).items()}
+        assert step < 200 or sizes[100] == before
     assert not any(outcome.standings[vmid].starving for vmid in (101, 102, 103))
     assert sizes[100] < total - reserve - 3 * 1100
 
 
-def test_what_was_not_believed_is_forgotten_in_a_day():
-    """A guest that is really full, and was not given more since it never said that it had enough."""
-    full = seen(actual=4096, used=4090, high=8192)
-    known = balloon.Record(1, 1000.0, 4090.0, unanswered_mib=3000.0)
-    later = decide([full], available=600, state=balloon.State({100: known}), now_s=1000.0 + 86400)
-    assert later.state.guests[100].unanswered_mib == pytest.approx(3000 / 2.718, rel=0.1)
+@pytest.mark.parametrize(("available", "left"), [(6, 3000), (106, 2900), (0, 2994), (4000, 0)])
+def test_whoever_has_more_or_less_available_than_before_answers_by_that_much(available, left):
+    """A guest that needs all it has has little available, and now this, now that."""
+    known = balloon.Record(1, 1000.0, 4090.0, unanswered_mib=3000.0, available_mib=6.0)
+    state = balloon.State({100: known})
+    full = seen(actual=4096, used=4096 - available, high=8192)
+    later = decide([full], available=0, state=state, now_s=1010.0)
+    assert later.state.guests[100].unanswered_mib == left
 
 
 def test_a_guest_that_swaps_is_believed():
