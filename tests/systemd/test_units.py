@@ -7,6 +7,7 @@ from lab.polling import poll
 
 pytestmark = pytest.mark.lab
 
+CHECKOUT = "/lab/checkout"
 UNITS = ("system.slice", "user.slice", "init.scope")
 EVERYTHING = "0-15"
 
@@ -158,3 +159,15 @@ def test_a_property_is_quick_enough_for_a_hook(systemd):
     systemd.write("slice:system.slice", original)
     print(f"set-property: {min(seconds):.3f} s")
     assert min(seconds) < 1
+
+
+def test_a_program_gets_what_it_reads_and_may_leave_its_work_to_a_child(systemd):
+    """As a sendmail may."""
+    program = "exec 3<&0; (sleep 2; cat <&3 >/run/was-read) &"
+    words = ["/bin/sh", "-c", program]
+    call = f"systemd.start(Root(), {words}, stdin=b'a\\n\\xff', description='x', most_s=60)"
+    imports = f"import sys; sys.path.insert(0, {CHECKOUT!r}); from pxsched.host import systemd"
+    code = f"{imports}; from pxsched.root import Root; {call}"
+    systemd.node.run("/usr/bin/python3", "-B", "-I", "-c", code).check()
+    poll(lambda: systemd.shell("od -An -c /run/was-read || true"), "it was read", deadline_s=30)
+    assert systemd.shell("od -An -tx1 /run/was-read").split() == ["61", "0a", "ff"]
