@@ -36,7 +36,8 @@ def refusal(search: Search, allowed: int) -> Refused:
         for node in machine.nodes
         if node != NO_NODE and allowed & machine.cpus[node]
     )
-    free = f"{usable.bit_count()} are free" + (f" ({numbers})" if numbers else "")
+    there = usable.bit_count()
+    free = f"{there} {'is' if there == 1 else 'are'} free" + (f" ({numbers})" if numbers else "")
     obstacle = obstacles.in_the_way(search.occupied, [("", allowed, usable)], count)
     limit = _limit(request)
     return Refused(

@@ -31,6 +31,8 @@ def test_a_refusal_names_the_rule_and_the_numbers():
         Refused, match=r"needs 5 exclusive CPUs; 3 are free \(node 0 has 1, node 1 has 2\) of 8"
     ):
         place(host(small), [held("0-2,4-5", 105)], wish(5))
+    with pytest.raises(Refused, match=r"needs 2 exclusive CPUs; 1 is free \(node 0 has 0, node 1 has 1\)"):
+        place(host(small), [held("0-6", 1)], wish(2))
 
 
 def test_a_refusal_names_the_vm_in_the_way():
