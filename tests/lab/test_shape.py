@@ -1,53 +1,38 @@
-"""A guest that is told what it has, on a node with siblings: its own kernel says the same as the node's.
-
-Guests with several vCPUs hang in the emulation's single thread, so this node has several. The inner guest's
-model is an Intel one: the emulated AMD host has no topoext to give it.
+"""A guest that is told what it has: its own kernel says of cores, caches and nodes what the node's kernel
+says of the CPUs that its vCPUs run on.
 """
 
-import os
-from collections.abc import Iterator
-
-import pytest
-
-from lab import guests, image, recipe
-from lab.machine import Machine, Shape
+from lab import guests
 from lab.node import Node
 from lab.product import HOOK, Product
 
-# Two cores with both siblings, one of each NUMA node.
-PINS = (2, 3, 8, 9)
-MODEL = "-cpu kvm64,vendor=GenuineIntel"
-ASK = (
-    "cd /sys/devices/system/cpu; for cpu in 0 1 2 3; do cat cpu$cpu/topology/core_cpus_list"
-    " cpu$cpu/topology/physical_package_id; done; cat /sys/devices/system/node/node[01]/cpulist"
+# Two cores with both siblings, which share an L3, and one of the other NUMA node: groups of 4 + 2.
+PINS = (4, 5, 6, 7, 8, 9)
+SHARED = (
+    "cd /sys/devices/system/cpu; for cpu in {}; do echo cpu$cpu/node* "
+    "$(cat cpu$cpu/topology/core_cpus_list cpu$cpu/cache/index3/shared_cpu_list); done"
 )
 
 
-@pytest.fixture
-def threaded() -> Iterator[Node]:
-    try:
-        built = image.get(recipe.HOST)
-    except image.Unavailable as reason:
-        pytest.skip(str(reason))
-    with Machine(built, Shape(threaded=True)) as machine:
-        yield Node(machine)
+def parts(said: str) -> list[list[int]]:
+    """By NUMA node, core and L3 cache: of each CPU the first one that it shares that with."""
+    rows = [line.partition("/")[2].split() for line in said.splitlines() if line.startswith("cpu")]
+    return [[column.index(name) for name in column] for column in zip(*rows, strict=True)]
 
 
-@pytest.mark.skipif(
-    "PXSCHED_LAB_THREADED" not in os.environ,
-    reason="an emulated machine with several threads hangs every other time: PXSCHED_LAB_THREADED=1 runs it",
-)
-def test_a_linux_guest_sees_the_siblings_and_nodes_that_its_vcpus_run_on(threaded: Node) -> None:
-    product = Product(threaded)
-    product.install()
-    guest = threaded.linux_guest(
-        100, cores=4, memory=384, affinity=",".join(map(str, PINS)), hookscript=HOOK,
-        args=f"{guests.linux_args()} {MODEL}",
+def test_a_linux_guest_sees_what_its_vcpus_share_on_the_node(node: Node, product: Product) -> None:
+    guest = node.linux_guest(
+        100, cores=len(PINS), memory=192, affinity=",".join(map(str, PINS)), hookscript=HOOK,
+        args=guests.smp_linux_args(),
     )  # fmt: skip
+    before = node.qm("config", "100").out
     product.run("shape", "100", "--apply").check()
-    threaded.qm("start", "100").check()
-    assert product.vcpus(100) == {vcpu: str(cpu) for vcpu, cpu in enumerate(PINS)}
+    node.qm("start", "100").check()
     guest.wait_ready()
-    said = guest.tell(ASK).split()
-    assert said[:8] == ["0-1", "0", "0-1", "0", "2-3", "1", "2-3", "1"], "cores and sockets"
-    assert said[8:10] == ["0-1", "2-3"], "NUMA nodes"
+    cpus = product.vcpus(100)
+    real = parts(node.shell(SHARED.format(" ".join(cpus[vcpu] for vcpu in range(len(PINS))))).check().out)
+    assert real == [[0, 0, 0, 0, 4, 4], [0, 0, 2, 2, 4, 4], [0, 0, 0, 0, 4, 4]]
+    assert parts(guest.tell(SHARED.format("0 1 2 3 4 5"))) == real
+    node.qm("stop", "100").check()
+    product.run("shape", "100", "--undo").check()
+    assert node.qm("config", "100").out == before
