@@ -55,10 +55,13 @@ def remembered_from_now(step: Step, before: Entry | None) -> Entry | None:
     if is_ours(step.want):
         mine = before if step.want == guest.hookscript else None
         script = step.chain or (mine.hookscript if mine else None)
-        shares = guest.options.get("shares", "") if step.shares == "0" else None
-        minimum = mine.minimum if mine else None
+        shares, minimum = (mine.shares, mine.minimum) if mine else (None, None)
+        if step.shares == "0":
+            shares = guest.options.get("shares", "")
         if step.balloon:
-            minimum = entries.remember(step.balloon, guest.options.get("balloon", ""))
+            now = guest.options.get("balloon", "")
+            own = entries.restored(minimum, now)
+            minimum = entries.remember(step.balloon, now if own is None else own)
     else:
         # A rollback brings our hookscript back, and with it what ours has to run.
         script, shares, minimum = (kept if guest.our_snapshots else None), None, None

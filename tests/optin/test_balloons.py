@@ -96,6 +96,18 @@ def test_disabling_puts_the_minimum_back_unless_somebody_else_decided_meanwhile(
     assert rules.disable(vm, back).balloon == "4096"
 
 
+@pytest.mark.parametrize(
+    ("step", "shares", "minimum"),
+    [({"shares": "0"}, "500", "1024:"), ({"balloon": "2048"}, "700", "2048:")],
+    ids=["the minimum when only shares are set again", "the shares when only the minimum is"],
+)
+def test_taking_over_once_more_forgets_nothing_of_the_first_time(step, shares, minimum):
+    before = Entry(100, None, None, "700", "1024:")
+    vm = guest(hookscript=OURS, shares="500" if "shares" in step else "0", balloon="1024")
+    entry = applying.remembered_from_now(rules.Step(vm, Outcome.CHANGE, OURS, **step), before)
+    assert (entry.shares, entry.minimum) == (shares, minimum)
+
+
 class Calls:
     def __init__(self):
         self.made = []
