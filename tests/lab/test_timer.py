@@ -153,7 +153,7 @@ def untouched_mib(node: Node, vmid: int) -> int:
 @pytest.mark.timeout(1200)  # a guest that hangs is reset
 @pytest.mark.skipif(
     "PXSCHED_LAB_MEMORY" not in os.environ,
-    reason="its first try fails since guests' answers are weighed, not yet understood; PXSCHED_LAB_MEMORY=1 runs it",
+    reason="fails at first for a reason not yet known; PXSCHED_LAB_MEMORY=1 runs it",
 )
 def test_memory_moves_between_guests(node: Node, timer: Product) -> None:
     bounds = "[defaults]\nstarved_mib = 40\nwasteful_mib = 80\n"
