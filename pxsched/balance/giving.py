@@ -60,13 +60,18 @@ def grow(wanting: Sequence[tuple[Standing, float]], headroom: float, lent: float
 
 
 def blind(
-    silent: Sequence[Guest], parts: Mapping[int, float], means: Means, headroom: float
+    silent: Sequence[Guest],
+    parts: Mapping[int, float],
+    given_mib: Mapping[int, float],
+    means: Means,
+    headroom: float,
 ) -> list[BalloonTarget]:
     """Their parts for silent guests, or what the host has now, each the same part of what it lacks.
 
-    parts: by VMID, as `fair.parts` gives them. headroom: what is left after everyone else.
+    parts: by VMID, as `fair.parts` gives them. given_mib: what each has or was told. headroom: what is left
+    after everyone else.
     """
-    lacking = {guest.vmid: max(0.0, parts[guest.vmid] - guest.actual_mib) for guest in silent}
+    lacking = {guest.vmid: max(0.0, parts[guest.vmid] - given_mib[guest.vmid]) for guest in silent}
     total = sum(lacking.values())
     if total <= 0 or headroom <= 0 or not means.lends:
         return []
@@ -74,7 +79,7 @@ def blind(
     return [
         BalloonTarget(
             guest.vmid,
-            int(guest.actual_mib + lacking[guest.vmid] * part),
+            int(given_mib[guest.vmid] + lacking[guest.vmid] * part),
             f"VM {guest.vmid} says nothing of its memory ({guest.silence}) and gets its part of the host's",
         )
         for guest in silent
@@ -82,9 +87,9 @@ def blind(
     ]
 
 
-def freed(guest: Guest) -> BalloonTarget | None:
+def freed(guest: Guest, told_mib: int | None) -> BalloonTarget | None:
     """All its memory for a guest whose memory the host cannot have back in any case."""
-    if not guest.pinned or guest.actual_mib >= guest.maximum_mib - 1:
+    if not guest.pinned or max(guest.actual_mib, told_mib or 0) >= guest.maximum_mib - 1:
         return None
     return BalloonTarget(
         guest.vmid, guest.maximum_mib, f"VM {guest.vmid} gets all its memory: {guest.excluded}"

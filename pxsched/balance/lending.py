@@ -3,6 +3,7 @@
 Kernel pressure (Documentation/accounting/psi.rst) stops lending before it makes the host keep more. Swap of
 the host never counts: MemAvailable leaves it out, and guest memory that lies in it counts as not yet touched.
 What KSM saves is available only until the guests write to it, so no guest's size is planned with it.
+Where the slice of all VMs has a limit, that is the host's available memory (`host.pressure`).
 """
 
 from pxsched.balance.balloon import Host, HostRecord

@@ -43,6 +43,7 @@ def targets(
     skipped: dict[int, str] = {}
     standings: list[Standing] = []
     silent: list[Guest] = []
+    unheard: list[Guest] = []
     records: dict[int, Record] = {}
     found: list[BalloonTarget] = []
     for guest in guests:
@@ -52,10 +53,12 @@ def targets(
             skipped[guest.vmid] = reason
             if guest.pinned:
                 records[guest.vmid] = known or Record(guest.start, now_s, 0.0)
-                found += filter(None, [giving.freed(guest)])
+                found += filter(None, [giving.freed(guest, records[guest.vmid].target_mib)])
         elif guest.unheard:
             skipped[guest.vmid] = guest.unheard
-            records |= {guest.vmid: known} if known is not None else {}
+            if known is not None:
+                records[guest.vmid] = known
+                unheard.append(guest)
         elif guest.stats is None or guest.stats.total_mib <= 0 or guest.stats.age_s > BELIEVED_S:
             silent.append(guest)
             records[guest.vmid] = record = _silent(guest, known, now_s)
@@ -63,12 +66,22 @@ def targets(
         else:
             standings.append(standing := need.standing(guest, guest.stats, known, fall_s, now_s))
             records[guest.vmid] = _remember(standing, guest.stats, known, now_s)
-    found += _decide(standings, silent, records, host, means, settings, now_s)
+    # What guests were given, or told to have, and have not touched yet is as good as gone.
+    headroom = means.spare_mib - sum(one.guest.untouched_mib for one in standings)
+    for guest in (*silent, *unheard):
+        headroom -= max(0.0, _given_mib(guest, records[guest.vmid]) - guest.held_mib)
+    found += _decide(standings, silent, records, host, means, headroom, settings, now_s)
     sizes = {one.guest.vmid: one.guest.actual_mib for one in standings}
     for told in found:
         records[told.vmid] = _told(records[told.vmid], told, sizes.get(told.vmid, 0.0), now_s)
     by_vmid = {one.guest.vmid: one for one in standings}
     return Outcome(tuple(found), skipped, State(records, host_record), by_vmid)
+
+
+def _given_mib(guest: Guest, record: Record) -> float:
+    """What a guest that says nothing has or was told to have; the latter if it is not even heard."""
+    told = record.target_mib or 0
+    return told if guest.unheard else max(guest.actual_mib, told)
 
 
 def _untouchable(guest: Guest) -> str:
@@ -143,16 +156,16 @@ def _decide(
     records: dict[int, Record],
     host: Host,
     means: Means,
+    headroom: float,
     settings: NodeSettings,
     now_s: float,
 ) -> list[BalloonTarget]:
-    # What guests were given and have not touched yet is as good as gone.
     everyone = [*silent, *(one.guest for one in standings)]
-    headroom = means.spare_mib - sum(guest.untouched_mib for guest in everyone)
     parts = fair.parts(everyone, means) if silent else {}
     patient = _long_silent(silent, records, now_s)
+    given_mib = {guest.vmid: _given_mib(guest, records[guest.vmid]) for guest in patient}
     if not standings:
-        return giving.blind(patient, parts, means, headroom)
+        return giving.blind(patient, parts, given_mib, means, headroom)
     unanswered = {one.guest.vmid: records[one.guest.vmid].unanswered_mib for one in standings}
     sizes = fair.sizes(standings, host, means, unanswered)
     wanting = giving.wanting(standings, sizes, headroom, settings.deviation, lends=means.lends)
@@ -171,7 +184,7 @@ def _decide(
     # They are lent of the host's reserve what others are about to give, at most half of it.
     lent = min(means.reserve_mib / 2, coming + promised) if means.lends else 0.0
     given = giving.grow(wanting, headroom, lent)
-    return [*given, *found, *giving.blind(patient, parts, means, headroom - wanted)]
+    return [*given, *found, *giving.blind(patient, parts, given_mib, means, headroom - wanted)]
 
 
 def _long_silent(silent: Sequence[Guest], records: dict[int, Record], now_s: float) -> list[Guest]:

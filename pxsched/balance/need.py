@@ -29,6 +29,8 @@ def standing(guest: Guest, stats: Stats, known: Record | None, fall_s: float, no
     elapsed, need, losing = 10.0, used, False
     if known is not None and now_s > known.at_s:
         elapsed = now_s - known.at_s
+    # What was counted before a silence, or during one, is not of now.
+    if known is not None and now_s > known.at_s and known.silent_s is None:
         written_mib = stats.swapped_out_mib - known.swapped_out_mib
         starving_below, wasteful_above = bounds(guest.policy, used)
         # Who says that more than the upper bound is available is not starved by what it does; and who reads

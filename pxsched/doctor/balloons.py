@@ -15,7 +15,7 @@ _GIVE_BACK = "or give the balloon back: qm set VMID --delete shares"
 _REMEDIES = {
     Silence.NO_DRIVER: f"load virtio_balloon in the guest, {_GIVE_BACK}",
     Silence.NO_STATISTICS: f"on Windows install the balloon service (blnsvr.exe -i); {_GIVE_BACK}",
-    Silence.STALE: f"is the guest hung, or its balloon service stopped? {_GIVE_BACK}",
+    Silence.STALE: f"is the guest paused, hung, or its balloon service stopped? {_GIVE_BACK}",
 }
 
 
@@ -25,7 +25,8 @@ def contested(subject: Subject) -> Iterator[Finding]:
     served = [guest for guest in here if not pinned(subject.machines[guest.vmid])]
     if served:
         text = f"Proxmox moves the balloons of VMs {vms(served)}; we leave them alone"
-        yield Finding(Level.NOTE, AREA, text, "`pxsched enable VMID --balloon` (shares: 0) gives them to us")
+        remedy = "`pxsched enable VMID --balloon` (shares: 0) gives them to us"
+        yield Finding(Level.NOTE, AREA, text, remedy if subject.settings.node.balance_memory else "")
     for guest in here:
         if reason := pinned(subject.machines[guest.vmid]):
             text = f"Proxmox moves the balloon of VM {guest.vmid}; we cannot serve it: {reason}"
@@ -47,7 +48,8 @@ def stranded(subject: Subject) -> Iterator[Finding]:
         elif handback.remembered(subject.root, guest) is not None:
             yield Finding(Level.NOTE, AREA, text, "the timer gives its balloon back to Proxmox while it runs")
         else:
-            yield Finding(Level.WARN, AREA, f"{text}: it gets all its memory and keeps it", remedy)
+            gets = ": it gets all its memory and keeps it" if subject.settings.node.balance_memory else ""
+            yield Finding(Level.WARN, AREA, text + gets, remedy)
 
 
 def idle(subject: Subject) -> Iterator[Finding]:
@@ -81,7 +83,7 @@ def whole(subject: Subject) -> Iterator[Finding]:
         unset = machine.balloon_mib is None or machine.balloon_mib >= machine.memory_mib
         if unset and policy.balloon and policy.balloon_minimum_percent and not pinned(machine):
             found.append(guest)
-    if found:
+    if found and subject.settings.node.balance_memory:
         text = f"VMs {vms(found)} are to have a balloon minimum by their policy and have none"
         yield Finding(Level.NOTE, AREA, text, "`pxsched enable VMID --balloon` sets it")
 

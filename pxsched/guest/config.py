@@ -19,6 +19,9 @@ from pxsched.value import Value
 if TYPE_CHECKING:
     from pxsched.guest.arguments import Smp
 
+# `-overcommit mem-lock=on`, and as it was called before QEMU 3.0; `on-fault` locks what is touched.
+_LOCKED = r"\b(?:mem-lock|mlock)=(?:on|true|yes|y)\b"
+
 
 class Machine(Value):
     """A VM as its configuration describes it, with Proxmox's defaults.
@@ -27,7 +30,8 @@ class Machine(Value):
     three, None without one.
     affinity: CPUs in written order. balloon_mib: None = unset (device present), 0 = no device.
     hugepage_mib: 0 = any size ("any"), None = none. iothreads: drives with a thread of their own.
-    vfio: `args` passes a device through. encrypted: its memory is (AMD SEV, Intel TDX).
+    vfio: `args` passes a device through. locked: or keeps all its memory locked. encrypted: its memory is
+    (AMD SEV, Intel TDX).
     """
 
     name: str = ""
@@ -46,6 +50,7 @@ class Machine(Value):
     hugepage_mib: int | None = None
     hostpci: tuple[HostPci, ...] = ()
     vfio: bool = False
+    locked: bool = False
     encrypted: bool = False
     nics: tuple[int, ...] = ()
     iothreads: tuple[str, ...] = ()
@@ -97,7 +102,8 @@ def machine(config: Config) -> Machine:
         guest_nodes=tuple(values.guest_node(text) for _number, text in _numbered(options, "numa")),
         hugepage_mib=None if hugepages is None else values.hugepages(hugepages),
         hostpci=tuple(values.hostpci(number, text) for number, text in _numbered(options, "hostpci")),
-        vfio="vfio-" in options.get("args", ""),
+        vfio=any(driver in options.get("args", "") for driver in ("vfio-", "vhost-vdpa")),
+        locked=re.search(_LOCKED, options.get("args", "")) is not None,
         encrypted="amd-sev" in options or "intel-tdx" in options,
         nics=tuple(number for number, _text in _numbered(options, "net")),
         iothreads=_iothreads(options),

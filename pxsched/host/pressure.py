@@ -1,18 +1,22 @@
 """How short the host is of memory, and whose tasks wait for what.
 
-Rules: Documentation/accounting/psi.rst, Documentation/admin-guide/mm/ksm.rst, proc(5) meminfo, OpenZFS
-arcstats.
+Rules: Documentation/accounting/psi.rst, Documentation/admin-guide/mm/ksm.rst, cgroup-v2.rst, proc(5) meminfo,
+OpenZFS arcstats.
 """
 
+import math
 import os
 import re
 
 from pxsched.root import Root
 from pxsched.value import Value
 
+# All VMs are in it. Beyond `memory.high` they are throttled, beyond `memory.max` the kernel kills them.
+_SLICE = "sys/fs/cgroup/qemu.slice"
+
 
 class HostMemory(Value):
-    """available_mib: what the host could give at once without swapping. stalled: per cent of the last ten
+    """available_mib: what the host could give VMs at once without swapping. stalled: per cent of the last ten
     seconds in which all tasks waited for memory. arc_mib: what ZFS would give back besides, in its own time.
     merged_mib: what KSM saves, until somebody writes to it.
     """
@@ -37,7 +41,23 @@ def host_memory(root: Root) -> HostMemory | None:
         return None
     stalled = average(root.read("proc/pressure/memory"), "full") or 0.0
     total, available = (int(fields[name]) / 1024 for name in ("MemTotal", "MemAvailable"))
-    return HostMemory(total, available, stalled, _arc_shrinkable_mib(root), _merged_mib(root))
+    most = _slice_mib(root)
+    available = min(available, most)
+    arc = min(_arc_shrinkable_mib(root), most - available)
+    return HostMemory(total, available, stalled, arc, _merged_mib(root))
+
+
+def _slice_mib(root: Root) -> float:
+    """What VMs may still have together, where an admin has limited their slice; without end where not."""
+    limits = [root.read(f"{_SLICE}/memory.{name}") or "" for name in ("high", "max")]
+    current = root.read(f"{_SLICE}/memory.current") or ""
+    found = [int(limit) for limit in limits if re.fullmatch(r"\d{1,19}", limit, re.ASCII)]
+    if not found or not re.fullmatch(r"\d{1,19}", current, re.ASCII):
+        return math.inf
+    stat = root.read(f"{_SLICE}/memory.stat") or ""
+    # Cached files and the like: it goes first.
+    cached = re.findall(r"^(?:active_file|inactive_file|slab_reclaimable) (\d{1,19})$", stat, re.MULTILINE)
+    return max(0, min(found) - int(current) + sum(map(int, cached))) / (1 << 20)
 
 
 def _arc_shrinkable_mib(root: Root) -> float:

@@ -23,6 +23,7 @@ BESIDE = {
     "snapshot": "a snapshot of it is being made",
     "snapshot-delete": "a snapshot of it is being deleted",
     "clone": "it is being cloned",
+    "create": "it is being restored",  # and runs already: `qmrestore --live-restore`
 }
 
 
@@ -44,6 +45,8 @@ def pinned(machine: Machine) -> str:
     """
     if machine.hostpci or machine.vfio:
         return "its memory is pinned by passed-through devices"
+    if machine.locked:
+        return "QEMU keeps its memory locked"
     if machine.encrypted:
         return "its memory is encrypted, and pinned for that"
     if machine.hugepage_mib is not None:

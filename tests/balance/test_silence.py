@@ -3,6 +3,7 @@
 import pytest
 
 from pxsched.balance import balloon, giving
+from pxsched.balance.balloon import Stats
 from pxsched.guest.balloon import BELIEVED_S, Reading, Silence
 from pxsched.value import replace
 
@@ -88,6 +89,39 @@ def test_a_guest_that_could_not_be_asked_keeps_what_it_has():
         assert told(outcome) == {}
         assert outcome.skipped[100] == "QEMU does not answer"
         assert 100 in outcome.state.guests
+
+
+def test_a_guest_that_does_not_follow_is_told_once_and_what_it_was_told_is_given_to_nobody():
+    """It is paused, say: once it goes on it may take all of that at once."""
+    stopped = silent(resident_mib=1024.0, silence=Silence.STALE.value)
+    state = decide([stopped], now_s=1000).state
+    outcome = decide([stopped], available=40000, state=state, now_s=1400)
+    assert told(outcome) == {100: 8192}
+    poor = seen(101, actual=512, used=505)
+    later = decide([stopped, poor], available=7168 + 512 + 100, state=outcome.state, now_s=1410)
+    assert told(later).keys() == {101}
+    assert told(later)[101] <= 512 + 100
+    pinned = seen(actual=2048, high=16384, excluded="it has huge pages", pinned=True, stats=None)
+    state = decide([pinned]).state
+    assert told(decide([pinned], state=state)) == {}
+
+
+def test_what_a_guest_was_given_is_given_to_nobody_while_it_cannot_be_asked():
+    state = balloon.State({100: balloon.Record(1, 990.0, 3700.0, target_mib=4096)})
+    hung = seen(actual=4096, high=4096, stats=None, unheard="QEMU does not answer", resident_mib=200.0)
+    poor = seen(101, actual=512, used=500)
+    assert told(decide([hung, poor], available=512 + 3896 + 100, state=state)) == {101: 612}
+
+
+def test_what_a_guest_had_counted_before_it_spoke_is_not_of_now():
+    """Its polling was off, say: what it swapped in a month came in one pass."""
+    state = decide([silent(actual=2048.0)], now_s=1000).state
+    since_boot = Stats(2048, 290, swapped_in_mib=9000, swapped_out_mib=9000, major_faults=10**7)
+    speaks = decide([silent(actual=2048.0, stats=since_boot)], state=state, now_s=1010)
+    assert not speaks.standings[100].losing
+    assert speaks.standings[100].used_mib == 2048 - 290
+    more = Stats(2048, 290, swapped_out_mib=9050)
+    assert decide([silent(actual=2048.0, stats=more)], state=speaks.state, now_s=1020).standings[100].losing
 
 
 def test_a_guest_with_pinned_memory_gets_all_of_it_however_short_the_host_is():

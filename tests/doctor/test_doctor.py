@@ -258,6 +258,18 @@ def test_balloons_that_we_have_and_are_told_to_leave_alone_are_told(node, settin
     assert reason in finding.text
 
 
+def test_where_memory_is_not_balanced_nobody_is_told_to_give_us_a_balloon(node):
+    settings = "[node]\nbalance_memory = false\n[defaults]\nballoon_minimum_percent = 50\n"
+    node.write("etc/pxsched/pxsched.toml", settings)
+    node.vm(100, OURS + "balloon: 512\n")
+    node.vm(101, OURS)
+    finding = only(node.found("balloons"))
+    assert "Proxmox moves the balloons of VMs 100;" in finding.text
+    assert finding.remedy == ""
+    node.vm(105, OURS + "balloon: 512\nshares: 0\nhostpci0: 0000:01:00.0\n")
+    assert not any("gets all its memory" in one.text for one in node.found("balloons"))
+
+
 @pytest.mark.parametrize("silence", Silence)
 def test_guests_that_say_nothing_of_their_memory_are_told_with_the_word_for_it(node, silence):
     node.vm(100, OURS + "balloon: 512\nshares: 0\n")

@@ -42,7 +42,7 @@ def looked_at(monkeypatch, tmp_path, sighting):
     return guest, asked
 
 
-@pytest.mark.parametrize("lock", ["backup", "snapshot", "snapshot-delete", "clone"])
+@pytest.mark.parametrize("lock", ["backup", "snapshot", "snapshot-delete", "clone", "create"])
 def test_while_proxmox_works_beside_a_running_guest_it_may_grow_and_nothing_is_taken(
     monkeypatch, tmp_path, lock
 ):
@@ -54,7 +54,7 @@ def test_while_proxmox_works_beside_a_running_guest_it_may_grow_and_nothing_is_t
     assert free.kept == ""
 
 
-@pytest.mark.parametrize("lock", ["migrate", "suspending", "suspended", "rollback", "create", "unheard-of"])
+@pytest.mark.parametrize("lock", ["migrate", "suspending", "suspended", "rollback", "unheard-of"])
 def test_a_vm_that_goes_away_is_not_even_asked(monkeypatch, tmp_path, lock):
     guest, asked = looked_at(monkeypatch, tmp_path, sighted(lock=lock))
     assert asked == []
@@ -68,6 +68,9 @@ def test_a_vm_that_goes_away_is_not_even_asked(monkeypatch, tmp_path, lock):
         ("hostpci1: mapping=gpu", "passed-through"),
         ("args: -device vfio-pci,host=01:00.0", "passed-through"),
         ("""args: -device '{"driver":"vfio-pci","host":"01:00.0"}'""", "passed-through"),
+        ("args: -netdev vhost-vdpa,vhostdev=/dev/vhost-vdpa-0,id=n0", "passed-through"),
+        ("args: -overcommit mem-lock=on", "locked"),
+        ("args: -realtime mlock=on", "locked"),
         ("hugepages: any", "huge pages"),
         ("amd-sev: type=es", "encrypted"),
         ("intel-tdx: type=tdx", "encrypted"),

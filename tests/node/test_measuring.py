@@ -106,6 +106,30 @@ def test_the_shrinkable_part_of_the_zfs_cache_counts_as_available(tmp_path):
     assert found.stalled == 7.5
 
 
+def test_vms_have_no_more_than_a_limit_of_their_slice_leaves_them(tmp_path):
+    write(tmp_path, "proc/meminfo", "MemTotal:  8388608 kB\nMemAvailable:  4194304 kB\n")
+    group = "sys/fs/cgroup/qemu.slice"
+    write(tmp_path, f"{group}/memory.current", f"{3 << 30}\n")
+    write(tmp_path, f"{group}/memory.stat", f"anon 1\ninactive_file {1 << 29}\nslab_reclaimable 0\nshmem 9\n")
+    for high, most, left in (
+        ("max", "max", 4096),
+        ("max", f"{4 << 30}", 1536),
+        (f"{3 << 30}", "max", 512),
+        (f"{1 << 30}", f"{9 << 30}", 0),
+        (f"{9 << 30}", "max", 4096),
+        ("nonsense", "", 4096),
+    ):
+        write(tmp_path, f"{group}/memory.high", f"{high}\n")
+        write(tmp_path, f"{group}/memory.max", f"{most}\n")
+        assert pressure.host_memory(Root(str(tmp_path))).available_mib == left
+    write(tmp_path, "proc/spl/kstat/zfs/arcstats", f"13 1 0x01\nc_min 4 0\nsize 4 {3 << 30}\n")
+    for most, left, arc in ((2, 0, 0), (4, 1536, 0), (7, 4096, 512), (99, 4096, 3072)):
+        write(tmp_path, f"{group}/memory.max", f"{most << 30}\n")
+        write(tmp_path, f"{group}/memory.high", "max\n")
+        found = pressure.host_memory(Root(str(tmp_path)))
+        assert (found.available_mib, found.arc_mib) == (left, arc)
+
+
 def test_a_root_without_memory_information_has_none(tmp_path):
     assert pressure.host_memory(Root(str(tmp_path))) is None
     assert schedstat.resident_mib(Root(str(tmp_path)), 1) is None
