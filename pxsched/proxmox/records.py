@@ -48,7 +48,8 @@ class Records(NamedTuple):
                     file.write(data)
                 os.replace(new, path)
                 return
-            except FileNotFoundError as error:
+            # The directory goes before the file comes, or while `makedirs` looks whether it is one.
+            except (FileNotFoundError, FileExistsError) as error:
                 if left == 1:
                     raise self._refusal(vmid, error) from error
             except OSError as error:

@@ -231,6 +231,20 @@ def test_four_nodes_that_write_at_once_lose_no_entry(node):
     assert len(os.listdir(node.base / files.RECORDS.directory)) == 100
 
 
+def test_a_directory_that_goes_while_it_is_looked_at_is_made_again(node, monkeypatch):
+    """`os.makedirs` finds it there, and then no directory any more."""
+    real, gone = os.makedirs, [FileExistsError(17, "File exists")] * 3
+
+    def makedirs(*arguments, **options):
+        if gone:
+            raise gone.pop()
+        real(*arguments, **options)
+
+    monkeypatch.setattr(os, "makedirs", makedirs)
+    files.write(node.root, Entry(100, identity.of({}), MINE))
+    assert files.RECORDS.vmids(node.root) == [100]
+
+
 def test_two_nodes_that_enable_one_vm_at_once_keep_its_script(node, pxsched, monkeypatch):
     """The slower one's change is refused by the digest; what the faster one remembered stays."""
     node.snippet("mine.sh")
