@@ -51,7 +51,6 @@ def apply(step: Step, api: Api, files: Root | None) -> None:
 def remembered_from_now(step: Step, before: Entry | None) -> Entry | None:
     """What is to be remembered of a VM whose step is done; None for nothing."""
     guest = step.guest
-    kept = before.hookscript if before else None
     if is_ours(step.want):
         mine = before if step.want == guest.hookscript else None
         script = step.chain or (mine.hookscript if mine else None)
@@ -63,8 +62,9 @@ def remembered_from_now(step: Step, before: Entry | None) -> Entry | None:
             own = entries.restored(minimum, now)
             minimum = entries.remember(step.balloon, now if own is None else own)
     else:
-        # A rollback brings our hookscript back, and with it what ours has to run.
-        script, shares, minimum = (kept if guest.our_snapshots else None), None, None
+        # A rollback brings our hookscript back, with what ours has to run, and shares and minimum.
+        kept = before if guest.our_snapshots else None
+        script, shares, minimum = (kept.hookscript, kept.shares, kept.minimum) if kept else (None, None, None)
     owner = identity.of(guest.options)
     nothing = script is None and shares is None and minimum is None
     return None if nothing else Entry(guest.vmid, owner, script, shares, minimum)

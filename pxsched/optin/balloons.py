@@ -33,8 +33,9 @@ def takeover(guest: Guest, *, asked: bool, unserved: str = "", minimum_percent: 
     if machine.balloon_mib == 0 or (whole and not 0 < minimum < machine.memory_mib):
         # There is nothing to move, for Proxmox neither.
         return Takeover(note=_nothing_moves(guest.vmid, machine.balloon_mib) if asked else "")
-    if not whole and machine.shares == 0:
-        return Takeover()  # Proxmox leaves it alone already
+    if not whole and machine.shares == 0:  # Proxmox leaves it alone already
+        reason = pinned(machine) or unserved
+        return Takeover(note=f"nothing is taken from it: {reason}" if asked and reason else "")
     if not asked:
         return Takeover() if whole or pinned(machine) else Takeover(note=_PROXMOXS)
     if reason := pinned(machine) or unserved:
@@ -44,6 +45,16 @@ def takeover(guest: Guest, *, asked: bool, unserved: str = "", minimum_percent: 
             refused="its balloon stays as it is: a lower minimum would apply at once; stop the VM first"
         )
     return Takeover("0", str(minimum) if whole else None)
+
+
+def deserted(guest: Guest) -> list[str]:
+    """What to say of a VM that stays at its minimum once we have left it: Proxmox keeps away from its
+    `shares` of 0, which are a clone's, say, or an admin's own.
+    """
+    machine = config.machine(config.Config(guest.options))
+    if machine.shares or not 0 < (machine.balloon_mib or 0) < machine.memory_mib:
+        return []
+    return [f"nobody moves its balloon then: `qm set {guest.vmid} --delete shares` gives it to Proxmox"]
 
 
 def _nothing_moves(vmid: int, balloon_mib: int | None) -> str:

@@ -121,6 +121,8 @@ def disable(guest: Guest, before: Entry | None, *, shaped: bool = False) -> Step
     # An admin who set shares meanwhile has decided.
     shares = before.shares if before and guest.options.get("shares") == "0" else None
     minimum = entries.restored(before.minimum if before else None, guest.options.get("balloon"))
+    if shares is None and minimum is None:
+        notes += balloons.deserted(guest)
     return Step(guest, Outcome.CHANGE, own, shares=shares, notes=tuple(notes), balloon=minimum)
 
 

@@ -44,13 +44,16 @@ def told(steps: Sequence[Step], failures: Mapping[int, str], done: str, *, dry_r
             continue
         what = MARKS[step.outcome]
         if step.outcome is Outcome.CHANGE:
-            what = f"{'would be ' * dry_run}{done}: hookscript "
-            what += f"{step.guest.hookscript or 'none'} -> {step.want or 'none'}"
-            if step.shares is not None:
-                what += f", shares {step.guest.options.get('shares', 'unset')} -> {step.shares or 'unset'}"
-            if step.balloon is not None:
-                what += f", balloon {step.guest.options.get('balloon', 'unset')} -> {step.balloon or 'unset'}"
+            what = f"{'would be ' * dry_run}{done}: {', '.join(_changes(step))}"
         yield f"VM {_label(step.guest)}: {what}{''.join(f' ({note})' for note in step.notes)}"
+
+
+def _changes(step: Step) -> Iterator[str]:
+    if step.want != step.guest.hookscript:
+        yield f"hookscript {step.guest.hookscript or 'none'} -> {step.want or 'none'}"
+    for key, value in (("shares", step.shares), ("balloon", step.balloon)):
+        if value is not None:
+            yield f"{key} {step.guest.options.get(key, 'unset')} -> {value or 'unset'}"
 
 
 def _label(guest: Guest) -> str:

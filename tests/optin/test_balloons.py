@@ -6,7 +6,7 @@ from pxsched.chain import entry as entries
 from pxsched.chain.entry import Entry
 from pxsched.guest.balloon import Silence
 from pxsched.optin import apply as applying
-from pxsched.optin import rules
+from pxsched.optin import rules, text
 from pxsched.optin.rules import Outcome
 from pxsched.proxmox.cluster import Guest
 
@@ -31,6 +31,17 @@ def test_a_balloon_that_proxmox_moves_is_told_and_taken_over_only_when_asked():
 def test_a_balloon_that_proxmox_leaves_alone_needs_no_taking_over():
     step = enable(guest(balloon="512", shares="0"))
     assert (step.shares, step.balloon, step.refused, step.notes) == (None, None, "", ())
+
+
+@pytest.mark.parametrize("mine", [{}, {"hookscript": OURS}])
+def test_of_one_that_has_no_shares_already_it_is_said_why_nothing_is_taken(mine):
+    vm = guest(balloon="512", shares="0", hostpci0="0000:01:00.0", **mine)
+    step = enable(vm)
+    assert (step.shares, step.refused) == (None, "")
+    assert step.notes == ("nothing is taken from it: its memory is pinned by passed-through devices",)
+    assert enable(vm, balloon=False).notes == ()
+    quiet = guest(balloon="512", shares="0", **mine)
+    assert Silence.NO_DRIVER in enable(quiet, unserved=Silence.NO_DRIVER.value).notes[0]
 
 
 @pytest.mark.parametrize("mine", [{}, {"hookscript": OURS}])
@@ -78,6 +89,13 @@ def test_a_policy_gives_a_minimum_to_vms_whose_balloon_is_all_their_memory():
     assert enable(guest(balloon="0"), minimum_percent=25.0).balloon is None
 
 
+def test_of_a_vm_that_is_ours_only_what_changes_is_printed():
+    step = enable(guest(hookscript=OURS), minimum_percent=25.0)
+    assert list(text.told([step], {}, "enabled", dry_run=False)) == [
+        "VM 100 on pve1: enabled: shares unset -> 0, balloon unset -> 1024"
+    ]
+
+
 def test_a_running_vm_with_shares_of_0_would_get_its_new_minimum_at_once_and_is_refused():
     running = Guest(100, "pve1", {"memory": "4096", "shares": "0"}, running=True)
     step = enable(running, minimum_percent=25.0)
@@ -94,6 +112,24 @@ def test_disabling_puts_the_minimum_back_unless_somebody_else_decided_meanwhile(
     assert rules.disable(guest(hookscript=OURS, shares="0", balloon="2048"), kept).balloon is None
     back = Entry(100, None, None, "", entries.remember("1024", "4096"))
     assert rules.disable(vm, back).balloon == "4096"
+
+
+def test_a_vm_that_nobody_serves_once_we_have_left_is_told():
+    """A clone has the shares of 0 that its template was given, and nothing is remembered of it."""
+    clone = guest(hookscript=OURS, shares="0", balloon="1024")
+    assert "qm set 100 --delete shares" in rules.disable(clone, None).notes[0]
+    assert rules.disable(clone, Entry(100, None, None, "")).notes == ()
+    for options in ({"shares": "0"}, {"balloon": "1024"}, {"shares": "0", "balloon": "0"}):
+        assert rules.disable(guest(hookscript=OURS, **options), None).notes == ()
+
+
+def test_what_a_rollback_brings_back_can_be_undone_once_more():
+    before = Entry(100, None, None, "700", "1024:")
+    taken = {"hookscript": OURS, "shares": "0", "balloon": "1024"}
+    with_snapshot = Guest(100, "pve1", {"memory": "4096", **taken}, snapshot_scripts={"one": OURS})
+    entry = applying.remembered_from_now(rules.disable(with_snapshot, before), before)
+    assert (entry.shares, entry.minimum) == ("700", "1024:")
+    assert applying.remembered_from_now(rules.disable(guest(**taken), before), before) is None
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_a_rollback_brings_the_hookscript_back_and_with_it_the_vms_own(node, pxs
 
     monkeypatch.setattr("pxsched.sandbox.stand_in.local_api", lambda root: Api())
     assert pxsched(node.root, "disable", "100")[0] == 0
-    assert files.read(node.root, 100) == Entry(100, files.read(node.root, 100).owner, MINE)
+    assert files.read(node.root, 100) == Entry(100, files.read(node.root, 100).owner, MINE, "5")
     os.utime(node.base / files.RECORDS.path_of(100), (1, 1))
     assert upkeep.clean(node.root) == []
     config.write_text(f"{OURS}{marks(1)}")  # rolled back
