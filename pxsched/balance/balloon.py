@@ -223,4 +223,6 @@ class Standing(Value):
         guest = self.guest
         unused = max(0.0, guest.actual_mib - self.used_mib)
         state = "starves" if self.starving else "has more than it needs" if self.wasteful else "stands out"
+        if guest.actual_mib < guest.minimum_mib - 1:
+            state = "is below its minimum"
         return f"VM {guest.vmid} {state} with {unused:.0f} of {guest.actual_mib:.0f} MiB unused and {what}"

@@ -61,8 +61,14 @@ class Reading(Value):
 
 
 def read_all(root: Root, vmids: Iterable[int], *, patience_s: float) -> dict[int, Reading | str]:
-    """What every guest says, or why it could not be asked. All are asked at once, within one deadline."""
+    """What every guest says, or why it could not be asked. All are asked at once, within one deadline.
+
+    Each time another one is the first: many that hang, on one dead storage, are in the way of others only now
+    and then.
+    """
     waiting = sorted(vmids)
+    first = time.monotonic_ns() // 1000 % max(1, len(waiting))
+    waiting = waiting[first:] + waiting[:first]
     found: dict[int, Reading | str] = dict.fromkeys(waiting, "QEMU does not answer")
     deadline = time.monotonic() + patience_s
     lock = threading.Lock()

@@ -26,6 +26,12 @@ def test_a_starving_guest_gets_all_it_needs_in_one_pass():
     assert "starves" in target.why
 
 
+def test_a_guest_whose_minimum_was_raised_gets_it_and_is_not_called_starving():
+    (target,) = decide([seen(actual=1024, used=100, low=1536)]).targets
+    assert target.target_mib >= 1536
+    assert "is below its minimum" in target.why and "starves" not in target.why
+
+
 def test_a_guest_that_starves_by_little_gets_that_little():
     outcome = decide([seen(actual=4096, used=3900, high=8192)], available=NODE.reserved_mib + 10.0)
     assert outcome.standings[100].low_mib == pytest.approx(4105, abs=1)

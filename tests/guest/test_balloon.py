@@ -1,11 +1,13 @@
 """What guests say of their memory is bounded; what they are left with when their balloon is handed over."""
 
 import json
+import time
 
 import pytest
 
 from pxsched.guest import balloon, qmp
 from pxsched.guest.balloon import MIB, Reading, needed_mib
+from pxsched.root import Root
 
 
 def stats(**more: object) -> dict[str, object]:
@@ -36,6 +38,25 @@ def test_what_qemu_says_of_unsaid_statistics_is_read():
     conversation = object.__new__(qmp.Qmp)
     conversation._buffer = json.dumps({"return": {"stat-swap-in": (1 << 64) - 1}}).encode() + b"\n"
     assert conversation._receive(qmp.QmpBusy("late")) == {"return": {"stat-swap-in": (1 << 64) - 1}}
+
+
+def test_guests_that_hang_do_not_keep_the_others_from_being_heard(monkeypatch):
+    """More than are asked at the same time, and numbered before the one that answers."""
+    hung = range(100, 150)
+
+    def read(root, vmid, *, patience_s):
+        if vmid in hung:
+            time.sleep(patience_s)
+            return "no answer"
+        return Reading(1024.0)
+
+    monkeypatch.setattr(balloon, "read", read)
+    heard = set()
+    for passed_us in range(0, 52, 13):
+        monkeypatch.setattr(time, "monotonic_ns", lambda passed_us=passed_us: passed_us * 1000)
+        found = balloon.read_all(Root("/"), [*hung, 150, 151], patience_s=0.1)
+        heard |= {vmid for vmid, answer in found.items() if isinstance(answer, Reading)}
+    assert heard == {150, 151}
 
 
 # Handing over
