@@ -17,11 +17,12 @@ ROOM = 0.05
 # which have no stalls; kept low, as a host that is well has none at all.)
 _LENDS_BELOW, _PRESSED, _PRESSED_PART = 1.0, 5.0, 0.05
 # Below this part of the reserve the kernel is about to swap or kill: then even those give who are short
-# themselves, or are being backed up.
+# themselves, or are being backed up. (No trace has such a host. Of the reserve half is lent at most.)
 _URGENT_PART = 0.5
 # ZFS gives up one 128th of its cache at a time (zfs_arc_shrink_shift, 7), and about once a second
 # (arc_reap_cb_check). What it is seen to do counts from then on: twice as slow each time it did not give
-# half of what was counted on while the host was short, down to the second.
+# half of what was counted on while the host was short, down to the second. It counts until the next pass, ten
+# seconds on. (No trace has ZFS.)
 _ARC_PART, _ARC_SLOWEST_PART, _ARC_AHEAD_S = 1 / 128, 1 / 8192, 10.0
 
 

@@ -34,6 +34,7 @@ BALLOONS = "run/pxsched/balloons.json"  # the balloon knob's own memory
 MEMORY_PERIOD_S = 5.0
 # A fast `watch` writes its state down so often, and whenever something was done.
 SAVE_PERIOD_S = 10.0
+_OFF = "`balance_memory` is false"
 
 
 Shares = Callable[[Iterable[int]], Mapping[int, str]]
@@ -136,7 +137,7 @@ class Balancer:
         self, node: Node, ledger: Ledger, sightings: Sequence[Sighting], now_s: float
     ) -> "balloon.Outcome | None":
         """The memory coordinator's answer; None where there is nobody to ask, or it is too early."""
-        if not node.settings.node.balance_memory or now_s - self._memory_s < MEMORY_PERIOD_S:
+        if now_s - self._memory_s < MEMORY_PERIOD_S:
             return None
         managed = {
             sighting.vmid: sighting
@@ -146,12 +147,14 @@ class Balancer:
         if not managed or not self._root.live:
             return None
         self._memory_s = now_s
-        excluded = guests.excluded(ledger, managed)
+        balances = node.settings.node.balance_memory
+        excluded = guests.excluded(ledger, managed) if balances else dict.fromkeys(managed, _OFF)
         told = any(claim.balloon_mib is not None for claim in ledger.claims.values())
-        if len(excluded) == len(managed) and not told and not guests.stranded(ledger, managed):
+        idle = len(excluded) == len(managed) and not told and not guests.stranded(ledger, managed)
+        if idle or not balances:
             self._memory = None
             self._last = replace(self._last, skipped=excluded, balloons_mib=NOTHING)
-            return None
+            return _nobodys(excluded) if told else None
         from pxsched.balance import balloon, memory
 
         ours = managed.keys() - excluded.keys()
@@ -268,6 +271,13 @@ def _remembered(root: Root, value: object) -> Remembered:
 
 def _boot_id(root: Root) -> str:
     return root.read("proc/sys/kernel/random/boot_id") or ""
+
+
+def _nobodys(excluded: Mapping[int, str]) -> "balloon.Outcome":
+    """No guest is ours any more: what they were told is handed over."""
+    from pxsched.balance import balloon
+
+    return balloon.Outcome((), excluded, balloon.State(), NOTHING)
 
 
 def _sizes(ledger: Ledger, memory: "balloon.Outcome | None") -> dict[int, int | None]:

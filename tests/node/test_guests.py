@@ -1,5 +1,8 @@
 """Whose balloon is ours to move, and what Proxmox's locks say of that."""
 
+import os
+from types import SimpleNamespace
+
 import pytest
 
 from pxsched.guest.balloon import Reading
@@ -7,10 +10,14 @@ from pxsched.guest.config import Machine, machine, parse
 from pxsched.guest.process import Process
 from pxsched.ledger.claim import Claim, State
 from pxsched.ledger.file import Ledger
-from pxsched.node import guests
+from pxsched.node import balancing, guests
+from pxsched.node.balancing import Balancer
+from pxsched.node.remembered import Last
 from pxsched.node.sighting import Sighting
 from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
+from pxsched.settings.policy import NodeSettings
+from pxsched.value import replace
 
 HOME = Placement(100, VmClass.SHARED, (frozenset({0}),), frozenset({0}), frozenset({0}))
 OURS = {"memory_mib": 4096, "balloon_mib": 1024, "shares": 0}
@@ -88,6 +95,22 @@ def test_what_the_host_does_not_get_back_is_not_served_whoever_has_its_balloon(l
     said = guests.excluded(known, {100: others})[100]
     assert said.startswith("Proxmox balances it itself") and reason in said
     assert guests.unserved(known, [others]) == guests.stranded(known, {100: others}) == []
+
+
+def test_where_memory_is_no_longer_balanced_balloons_are_handed_over_and_status_says_why(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/self").symlink_to(str(os.getpid()))
+    root = Root(str(tmp_path))
+    cases = ((True, 2048, {100: None}), (True, None, {}), (False, None, {}))
+    for number, (off, size, sizes) in enumerate(cases):
+        known = ledger()
+        known.claims[100] = replace(known.claims[100], balloon_mib=size)
+        balancer = Balancer(root)
+        balancer._last = Last(skipped={100: "its statistics are stale"})
+        node = SimpleNamespace(settings=SimpleNamespace(node=NodeSettings(balance_memory=not off)))
+        outcome = balancer._coordinate(node, known, [sighted(shares=1000)], 100.0 + number)
+        assert balancing._sizes(known, outcome) == sizes
+        assert ("`balance_memory` is false" in balancer._last.skipped[100]) is off
 
 
 def test_who_can_be_served_or_does_not_run_is_not_given_back():
