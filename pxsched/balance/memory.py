@@ -73,7 +73,9 @@ def targets(
     found += _decide(standings, silent, records, host, means, headroom, settings, now_s)
     sizes = {one.guest.vmid: one.guest.actual_mib for one in standings}
     for told in found:
-        records[told.vmid] = _told(records[told.vmid], told, sizes.get(told.vmid, 0.0), now_s)
+        # Who says nothing cannot answer to it, either.
+        size = sizes.get(told.vmid, float(told.target_mib))
+        records[told.vmid] = _told(records[told.vmid], told, size, now_s)
     by_vmid = {one.guest.vmid: one for one in standings}
     return Outcome(tuple(found), skipped, State(records, host_record), by_vmid)
 

@@ -69,6 +69,8 @@ def available_mib(host, vmid):
 def test_a_guest_that_is_not_ours_keeps_its_balloon_and_is_named(host, guests):
     _one, other = guests
     host.sandbox.qm("set", other, shares=1000)
+    # What it was told while it was ours is handed over first, with room to spare.
+    assert ticking(host, lambda: other not in told(host.root) and settled(host, other))
     before = balloon_mib(host, other)
     host.sandbox.guest(other).hold(int(available_mib(host, other)) - 25)
     for _ in range(3):

@@ -75,6 +75,14 @@ def test_nothing_is_taken_from_a_silent_guest_however_short_the_host_is():
     assert "it has all its memory" in outcome.skipped[100]
 
 
+def test_what_a_silent_guest_is_given_is_not_held_against_it_when_it_speaks():
+    state = decide([silent()], now_s=1000).state
+    outcome = decide([silent()], state=state, now_s=1400)
+    assert told(outcome) == {100: 8192}
+    record = outcome.state.guests[100]
+    assert (record.unanswered_mib, record.patience) == (0.0, 1.0)
+
+
 def test_a_guest_that_speaks_again_is_treated_like_any_other():
     state = decide([silent()], now_s=1000).state
     spoke = decide([seen(actual=1024, used=700, low=1024, high=8192)], state=state, now_s=1200).state
