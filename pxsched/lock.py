@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pxsched.errors import UserError
+from pxsched.output import printable
 from pxsched.root import Root
 
 _POLL_S = 0.01
@@ -62,6 +63,7 @@ def holder(path: str) -> str:
     for line in (kernel.read("proc/locks") or "").splitlines():
         words = line.split()
         if len(words) > 5 and words[1] == "FLOCK" and words[5] == place:
-            command = (kernel.read(f"proc/{words[4]}/cmdline") or "").replace("\0", " ")[:80]
-            return f"process {words[4]} ({''.join(char if char.isprintable() else '?' for char in command)})"
+            command = (kernel.read_record(f"proc/{words[4]}/cmdline") or b"").decode("utf-8", "replace")
+            command = printable(command.rstrip("\0").replace("\0", " ")[:80])
+            return f"process {words[4]} ({command})"
     return ""

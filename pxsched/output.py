@@ -8,7 +8,7 @@ module ends it.
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, TextIO
@@ -32,6 +32,12 @@ def printable(text: str) -> str:
 def lines(found: Iterable[str]) -> str:
     """Lines as one text, each ended by us. Empty for none."""
     return "".join(f"{printable(line)}\n" for line in found)
+
+
+def some(items: Sequence[str], most: int = 8) -> str:
+    """The first few of a list, for one line: `a, b and 3 more`."""
+    more = len(items) - most
+    return ", ".join(items[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 class Unwritten(OSError):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from pxsched.cluster.publication import Processor
 from pxsched.guest import options as values
+from pxsched.output import some
 from pxsched.proxmox import sections
 from pxsched.root import Root
 from pxsched.value import NOTHING
@@ -90,8 +91,8 @@ def _copied(name: str, here: Processor, there: Processor, node: str, costs: list
         costs.append(f"CPU type {name}: whether the processors are alike is not known")
     elif (here.vendor, here.flags) != (there.vendor, there.flags):
         lacks = sorted(here.features - there.features) if there.features else []
-        some = f", without {', '.join(lacks[:3])}{' and more' * (len(lacks) > 3)}" if lacks else ""
-        yield f"CPU type {name}: {node} has another processor ({there.model[:60]}{some})"
+        without = f", without {some(lacks, 3)}" if lacks else ""
+        yield f"CPU type {name}: {node} has another processor ({there.model[:60]}{without})"
 
 
 def _covers(here: Processor, there: Processor) -> bool:

@@ -4,7 +4,7 @@ What is not known to become free does not: of an ordinary VM that leaves only th
 kernel counted, while one that comes needs all that it is configured with.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
@@ -163,11 +163,11 @@ def used(host: Host, amounts_mib: Mapping[int, int], hugepage_mib: int | None) -
     plain, huge = dict(host.free_mib), dict(host.free_hugepages_mib)
     for node, amount in amounts_mib.items():
         if hugepage_mib is None:
-            _change(plain, huge, node, -amount, range_of(huge, node))
+            _change(plain, huge, node, -amount)
             continue
         pool = max(0, huge.get((node, hugepage_mib), 0) - plain.get(node, 0))
         made = max(0, amount - pool)
-        _change(plain, huge, node, -made, range_of(huge, node))
+        _change(plain, huge, node, -made)
         for size in {hugepage_mib, ANY_SIZE}:
             if (node, size) in huge:
                 huge[node, size] = max(0, huge[node, size] - (amount - made))
@@ -179,7 +179,7 @@ def freed(host: Host, amounts_mib: Mapping[int, int], hugepage_mib: int | None) 
     plain, huge = dict(host.free_mib), dict(host.free_hugepages_mib)
     for node, amount in amounts_mib.items():
         if hugepage_mib is None:
-            _change(plain, huge, node, amount, range_of(huge, node))
+            _change(plain, huge, node, amount)
         else:
             for size in {hugepage_mib, ANY_SIZE}:
                 if (node, size) in huge:
@@ -187,20 +187,11 @@ def freed(host: Host, amounts_mib: Mapping[int, int], hugepage_mib: int | None) 
     return replace(host, free_mib=plain, free_hugepages_mib=huge)
 
 
-def range_of(huge: Mapping[tuple[int, int], int], node: int) -> list[tuple[int, int]]:
-    return [key for key in huge if key[0] == node]
-
-
-def _change(
-    plain: dict[int, int],
-    huge: dict[tuple[int, int], int],
-    node: int,
-    amount: int,
-    keys: Iterable[tuple[int, int]],
-) -> None:
+def _change(plain: dict[int, int], huge: dict[tuple[int, int], int], node: int, amount: int) -> None:
+    """Ordinary memory of a node becomes more or less, and with it what huge pages could be made of."""
     if node in plain:
         plain[node] = max(0, plain[node] + amount)
-    for key in keys:
+    for key in [key for key in huge if key[0] == node]:
         huge[key] = max(0, huge[key] + amount)
 
 

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 from pxsched import stored
 from pxsched.cluster import machine
 from pxsched.host import cpulist
-from pxsched.placement.request import Foreign, Holding, Host, VmClass
+from pxsched.placement.request import Holding, Host, VmClass
 from pxsched.settings.policy import Smt
 from pxsched.stored import Damaged
 from pxsched.value import NOTHING, Value
 
 SCHEMA = 1
-NAME = "pxsched.json"
 MOST_BYTES = 512 << 10  # pmxcfs itself takes 1 MiB
 MOST_VMS = 1 << 13
 MOST_VCPUS = 8192
@@ -95,11 +94,6 @@ class Publication(Value):
         """The VMs that run there."""
         strangers = (one.vmid for one in self.strangers if not one.container)
         return frozenset((*(vm.held.vmid for vm in self.vms), *strangers))
-
-
-def foreign(strangers: tuple[Stranger, ...]) -> tuple[Foreign, ...]:
-    """The strangers as placement sees them."""
-    return tuple(Foreign(one.name, one.cpus, one.load) for one in strangers)
 
 
 # As text.

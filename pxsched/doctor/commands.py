@@ -17,7 +17,7 @@ pxsched doctor
 pxsched doctor --bundle bug.tar.gz     what the program reads of this machine, to go with a bug report
 mkdir bug; tar -xzf bug.tar.gz -C bug; pxsched --root bug topology"""
 
-MARKS = {"ok": "ok  ", "note": "note", "warn": "WARN", "bad": "BAD "}
+MARKS = {Level.OK: "ok  ", Level.NOTE: "note", Level.WARN: "WARN", Level.BAD: "BAD "}
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -68,6 +68,6 @@ def examine(
 
 def _print(findings: list[Finding]) -> None:
     for finding in findings:
-        say(f"{MARKS[finding.level.value]} {finding.area:16} {finding.text}")
+        say(f"{MARKS[finding.level]} {finding.area:16} {finding.text}")
         if finding.remedy:
             say(f"     {'':16} -> {finding.remedy}")

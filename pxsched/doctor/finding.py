@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from enum import StrEnum
 from functools import cached_property
 
+from pxsched import output
 from pxsched.errors import UserError
 from pxsched.guest import config
 from pxsched.guest.config import Machine
+from pxsched.guest.hookscript import is_ours
 from pxsched.host import topology as topologies
 from pxsched.host.topology import Topology
 from pxsched.ledger import file as ledger
 from pxsched.ledger.file import Ledger
 from pxsched.node.sighting import sight
-from pxsched.optin.rules import is_ours
 from pxsched.proxmox import cluster
 from pxsched.proxmox.cluster import Guest
 from pxsched.root import Root
@@ -92,7 +93,7 @@ class Subject(Value):
 
 def some(items: list[str], most: int = 6) -> str:
     """The first few of a list, for one line."""
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+    return output.some(items, most)
 
 
 def vms(guests: list[Guest]) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from pxsched.cluster import fit, members
 from pxsched.doctor.finding import Finding, Level, Subject, vms
+from pxsched.guest.hookscript import is_ours
 from pxsched.node.sighting import open_node
-from pxsched.optin.rules import is_ours
 
 
 def quorum(subject: Subject) -> Iterator[Finding]:

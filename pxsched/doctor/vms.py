@@ -11,7 +11,8 @@ from pxsched.chain import run, upkeep
 from pxsched.doctor.finding import Finding, Level, Subject, some, vms
 from pxsched.errors import UserError
 from pxsched.guest.config import Machine
-from pxsched.optin.rules import SCRIPT_NAME, is_ours
+from pxsched.guest.hookscript import SCRIPT_NAME, is_ours
+from pxsched.ledger.journal import AGAIN_AND_AGAIN
 from pxsched.proxmox import cluster
 from pxsched.proxmox import storage as storages
 from pxsched.proxmox.cluster import Guest
@@ -22,7 +23,7 @@ UNITS = ("pxsched.timer", "pxsched.service")
 def hookscript(subject: Subject) -> Iterator[Finding]:
     """A VM whose hookscript is missing does not start."""
     root = subject.root
-    storage = root.read("var/lib/pxsched/storage") or "local"
+    storage = storages.of_hookscript(root)
     volumes = {guest.hookscript for guest in subject.enabled} | {f"{storage}:snippets/{SCRIPT_NAME}"}
     for volume in sorted(volumes):
         holders = [guest for guest in subject.enabled if guest.hookscript == volume]
@@ -65,7 +66,7 @@ def _on_node(subject: Subject, node: str, concerned: list[Guest]) -> Finding:
     from pxsched.proxmox import snippets
     from pxsched.sandbox.stand_in import local_api
 
-    storage = subject.root.read("var/lib/pxsched/storage") or "local"
+    storage = storages.of_hookscript(subject.root)
     try:
         volumes = snippets.on_node(local_api(subject.root), node, storage)
     except UserError as error:
@@ -174,7 +175,7 @@ def overcommit(subject: Subject) -> Iterator[Finding]:
 
 def held(subject: Subject) -> Iterator[Finding]:
     """What something else keeps turning."""
-    drifting = [key for key, entry in subject.ledger.journal.items() if entry.drifts > 2]
+    drifting = [key for key, entry in subject.ledger.journal.items() if entry.drifts >= AGAIN_AND_AGAIN]
     for warning in subject.ledger.warnings:
         remedy = "the next pass begins anew; what was turned before is not all known: `pxsched restore --all`"
         yield Finding(Level.BAD, "ledger", warning, remedy)

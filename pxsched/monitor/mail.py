@@ -5,6 +5,7 @@ outside a few directories or gain the rights of a program's group (Postfix's pos
 Rules: sendmail(1) of Postfix for `-i`; RFC 3834 for Auto-Submitted, which keeps automata from answering.
 """
 
+import errno
 import os
 from collections.abc import Sequence
 
@@ -46,7 +47,7 @@ def possible(root: Root) -> bool:
 def send(root: Root, node_name: str, lines: Sequence[str]) -> None:
     """Has it sent, and does not wait for that. Raises OSError where systemd does not start it."""
     if not possible(root):
-        raise FileNotFoundError(2, f"there is no /{SENDMAIL}")
+        raise FileNotFoundError(errno.ENOENT, f"there is no /{SENDMAIL}")
     systemd.start(
         root,
         [f"/{SENDMAIL}", "-i", "root"],

@@ -10,10 +10,11 @@ from pxsched.chain import files as chain
 from pxsched.chain.entry import Entry
 from pxsched.cluster import members
 from pxsched.errors import Exit, UserError
+from pxsched.guest.hookscript import SCRIPT_NAME
 from pxsched.optin import asking, inventory, rules, text
 from pxsched.optin.apply import apply
 from pxsched.optin.rules import Outcome, Selection, Step
-from pxsched.output import complain, progress, say, say_json
+from pxsched.output import complain, progress, say
 from pxsched.proxmox import cluster, snippets, storage
 from pxsched.proxmox.api import Api, ApiError
 from pxsched.proxmox.cluster import Guest
@@ -164,7 +165,7 @@ def _steps(session: Session, guests: list[Guest], args: argparse.Namespace, root
         return [
             rules.disable(guest, remembered.get(guest.vmid), shaped=session.shaped(guest)) for guest in guests
         ]
-    volume = f"{args.storage or installed_storage(root)}:snippets/{rules.SCRIPT_NAME}"
+    volume = f"{args.storage or storage.of_hookscript(root)}:snippets/{SCRIPT_NAME}"
     if session.files is not None and any(guest.node == session.node for guest in guests):
         _require_script(session.files, volume)
     lacking = _lacking(session, guests, volume) if args.cluster else {}
@@ -198,11 +199,6 @@ def _lacking(session: Session, guests: list[Guest], volume: str) -> dict[str, st
     return found
 
 
-def installed_storage(root: Root) -> str:
-    """The storage that the installer put the hookscript on."""
-    return root.read("var/lib/pxsched/storage") or "local"
-
-
 def _require_script(root: Root, volume: str) -> None:
     """A VM whose script is missing does not start, so none gets one that is not there."""
     path = root.path(storage.script_path(root, volume))
@@ -226,7 +222,7 @@ def _carry_out(session: Session, steps: list[Step], missing: list[int], args: ar
                 except UserError as error:
                     failures[step.guest.vmid] = str(error)
     if args.json:
-        say_json(text.report(steps, failures, dry_run=args.dry_run))
+        print_json(text.report(steps, failures, dry_run=args.dry_run))
     else:
         say(*text.told(steps, failures, f"{args.command}d", dry_run=args.dry_run))
     for vmid, reason in failures.items():

@@ -4,6 +4,7 @@ All of the cluster is read, and what cannot be read is an error and not nobody: 
 is empty. Snapshots count, as a rollback brings their `hookscript` back. Backups do, too, and cannot be known.
 """
 
+import errno
 import os
 import re
 
@@ -55,7 +56,7 @@ def _survey(root: Root) -> Naming:
         guest = cluster.read_guest(root, node, vmid)
         if guest is None:
             _readable(root, f"{cluster.NODES_DIR}/{node}/qemu-server/{vmid}.conf")
-            raise FileNotFoundError(2, "", f"VM {vmid}")
+            raise FileNotFoundError(errno.ENOENT, "", f"VM {vmid}")
         if guest.names_ours:
             vms.append(guest)
     return Naming(tuple(vms), tuple(_containers(root)))

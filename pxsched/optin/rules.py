@@ -10,8 +10,7 @@ from enum import StrEnum
 from pxsched.chain import entry as entries
 from pxsched.chain.entry import Entry
 from pxsched.errors import UserError, nearest
-from pxsched.guest.hookscript import SCRIPT_NAME as SCRIPT_NAME
-from pxsched.guest.hookscript import is_ours as is_ours
+from pxsched.guest.hookscript import is_ours
 from pxsched.optin import balloons
 from pxsched.proxmox.cluster import Guest
 from pxsched.value import Value

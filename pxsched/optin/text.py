@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pxsched.optin import rules
+from pxsched.guest.hookscript import is_ours
 from pxsched.optin.rules import Outcome, Step
 from pxsched.proxmox.cluster import Guest
 
@@ -28,7 +28,6 @@ def report(steps: Sequence[Step], failures: Mapping[int, str], *, dry_run: bool)
         for step in steps
     ]
     return {
-        "schema": 1,
         "dry_run": dry_run,
         "vms": vms,
         "failures": {str(vmid): failures[vmid] for vmid in failures},
@@ -86,7 +85,7 @@ def entry(guest: Guest, remembered: Mapping[int, str]) -> dict[str, object]:
         "running": guest.running,
         "template": guest.template,
         "ha": guest.ha,
-        "enabled": None if guest.problem else rules.is_ours(guest.hookscript),
+        "enabled": None if guest.problem else is_ours(guest.hookscript),
         "problem": guest.problem or None,
         "hookscript": guest.hookscript or None,
         "chained": remembered.get(guest.vmid),

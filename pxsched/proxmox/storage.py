@@ -13,6 +13,8 @@ from pxsched.proxmox.sections import parse
 from pxsched.root import Root
 
 STORAGE_FILE = "etc/pve/storage.cfg"
+# Where an installation notes the storage that it put the hookscript on.
+RECORD = "var/lib/pxsched/storage"
 # The types whose plugins offer the content type snippets.
 _MOUNTED = ("nfs", "cifs", "cephfs", "glusterfs")
 # Those that hold the same for all nodes by nature ($SHARED_STORAGE there).
@@ -87,6 +89,11 @@ def sections(root: Root) -> dict[str, tuple[str, dict[str, str]]]:
         for one in parse(root.read(STORAGE_FILE) or "")
         if _ID.fullmatch(one.name)
     }
+
+
+def of_hookscript(root: Root) -> str:
+    """The storage that the hookscript was installed on; `local` where nothing says."""
+    return root.read(RECORD) or "local"
 
 
 def script_path(root: Root, volume: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from pxsched.host import cpulist
 from pxsched.node.exclusive import Exclusive, Kind, Sharer
+from pxsched.output import some
 
 MOST = 4
 
@@ -36,15 +37,10 @@ def summary(sharers: Iterable[Sharer]) -> str:
     for one in sharers:
         if one.kind is not Kind.INTERRUPT:
             by_place.setdefault(one.cpus, []).append(one.name)
-    parts = [f"{_some(names)} on CPUs {cpulist.format(cpus)}" for cpus, names in by_place.items()]
+    parts = [f"{some(names, MOST)} on CPUs {cpulist.format(cpus)}" for cpus, names in by_place.items()]
     vectors = [one for one in sharers if one.kind is Kind.INTERRUPT]
     if vectors:
         cpus = frozenset[int]().union(*(one.cpus for one in vectors))
         count = f"{len(vectors)} interrupts" if len(vectors) > 1 else vectors[0].name
         parts.append(f"{count} on CPUs {cpulist.format(cpus)}")
     return "; ".join(parts)
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - MOST
-    return ", ".join(names[:MOST]) + (f" and {more} more" if more > 0 else "")

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _install(root: Root, args: argparse.Namespace) -> None:
     known = manifests.load(root) or Manifest()
-    storage = args.storage or root.read(plan.STORAGE_RECORD) or "local"
+    storage = args.storage or storages.of_hookscript(root)
     steps = list(plan.install(root, plan.find_material(), storage, known, packaged=args.packaged))
     for step in steps:
         # Listed before it is written; a file of the admin's that is kept is not ours to list.

@@ -18,7 +18,7 @@ from pxsched.optin import naming, rules
 from pxsched.optin.apply import apply
 from pxsched.optin.naming import Naming
 from pxsched.optin.rules import Outcome
-from pxsched.output import say
+from pxsched.output import say, some
 from pxsched.proxmox import cluster
 from pxsched.proxmox import storage as storages
 from pxsched.root import Root
@@ -118,7 +118,7 @@ def decide(
     holders = names(named, besides=node)
     if remove_stub and holders:
         raise UserError(
-            f"the stub is needed: the hookscript is named by {_some(holders)}",
+            f"the stub is needed: the hookscript is named by {some(holders)}",
             hint="take it off there first, or leave out --remove-stub",
         )
     units = [] if packaged else material.units()
@@ -173,7 +173,7 @@ def _scripts(root: Root, known: Manifest, named: Naming) -> tuple[list[str], lis
     volumes = {guest.hookscript for guest in named.now}
     volumes |= {script for guest in named.vms for script in guest.snapshot_scripts.values()}
     storage = {volume.partition(":")[0] for volume in volumes if is_ours(volume)}
-    storage |= {"local", root.read(plan.STORAGE_RECORD) or "local"}
+    storage |= {"local", storages.of_hookscript(root)}
     places = storages.snippets_directories(root)
     own: list[str] = []
     shared: list[str] = []
@@ -212,7 +212,7 @@ def _capacity(root: Root) -> list[str]:
 def shapes(root: Root) -> list[str]:
     """The guests of this node that stay told what they had: it is their VMs' configuration."""
     told = [f"VM {vmid}" for vmid in record.RECORDS.vmids(root) if config_path(root, vmid)]
-    return [f"left: what the guests of {_some(told)} are told of their processors"] if told else []
+    return [f"left: what the guests of {some(told)} are told of their processors"] if told else []
 
 
 def about_stub(steps: tuple[Step, ...], named: Naming, holders: list[str]) -> list[str]:
@@ -222,16 +222,12 @@ def about_stub(steps: tuple[Step, ...], named: Naming, holders: list[str]) -> li
         return []
     lines = []
     if holders:
-        lines.append(f"the hookscript is still named by {_some(holders)}")
+        lines.append(f"the hookscript is still named by {some(holders)}")
     if named.snapshots:
-        lines.append(f"a rollback brings it back to {len(named.snapshots)}: {_some(named.snapshots)}")
+        lines.append(f"a rollback brings it back to {len(named.snapshots)}: {some(named.snapshots)}")
     if all(step.remove for step in scripts) and not holders:
         hint = "qm set VMID --delete hookscript"
         lines.append(f"a VM that a rollback or a backup brings it back to does not start before `{hint}`")
     else:
         lines.append("backups may name it as well: the stub stays until you remove it with --remove-stub")
     return lines
-
-
-def _some(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -8,15 +8,14 @@ from pathlib import Path
 
 from pxsched import material
 from pxsched.errors import UserError
-from pxsched.optin.rules import SCRIPT_NAME
+from pxsched.guest.hookscript import SCRIPT_NAME
 from pxsched.proxmox import storage as storages
 from pxsched.root import Root
 from pxsched.setup import stub
-from pxsched.setup.manifest import STATE_DIR, Manifest
+from pxsched.setup.manifest import Manifest
 from pxsched.setup.steps import Step, Systemctl, Write
 from pxsched.value import Value
 
-STORAGE_RECORD = f"{STATE_DIR}/storage"
 UNIT_DIR = "etc/systemd/system"
 PREFIX = "opt/pxsched"
 
@@ -80,7 +79,7 @@ def install(
     if not packaged:
         script = script.replace(f"/{PREFIX}".encode(), material.prefix.encode())
     yield Write(path, script, 0o755)
-    yield Write(STORAGE_RECORD, f"{storage}\n".encode())
+    yield Write(storages.RECORD, f"{storage}\n".encode())
     if packaged:
         return
     for name, target in TEMPLATES.items():

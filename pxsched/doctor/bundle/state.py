@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 
 from pxsched.doctor.bundle import machine, words
+from pxsched.guest.hookscript import is_ours
 from pxsched.knobs import balloon
 from pxsched.knobs.knob import KINDS, from_key
 from pxsched.ledger import file as ledgers
@@ -24,7 +25,6 @@ from pxsched.ledger.journal import Entry
 from pxsched.monitor import passes, refusals
 from pxsched.node import balancing, others
 from pxsched.node.remembered import Last
-from pxsched.optin.rules import is_ours
 from pxsched.placement.request import VmClass
 from pxsched.root import Root
 from pxsched.settings.policy import Prefer, Smt

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from pxsched.doctor.finding import Subject
 from pxsched.guest import process
 from pxsched.guest.config import GuestNode, Machine
+from pxsched.guest.hookscript import is_ours
 from pxsched.guest.passthrough import of_vm
 from pxsched.guest.process import Process
 from pxsched.host import cpulist, devices
-from pxsched.optin.rules import is_ours
 from pxsched.proxmox.cluster import Guest
 from pxsched.root import Root
 
