@@ -164,8 +164,7 @@ def _tell(claim: Claim, phase: str, turned: int) -> None:
         say(f"VM {claim.vmid} is placed: {turned or 'no'} knobs had to be turned")
         return
     singles = all(len(cpus) == 1 for cpus in placement.vcpus)
-    cpus = cpulist.format_ordered([min(cpus) for cpus in placement.vcpus]) if singles else None
-    where = f"vCPUs on {cpus}" if cpus else f"vCPUs within {cpulist.format(placement.cpus)}"
+    where = f"vCPUs {'on' if singles else 'within'} {cpulist.of_vcpus(placement.vcpus)}"
     emulator, memory = cpulist.format(placement.emulator), cpulist.format(placement.nodes)
     say(f"VM {claim.vmid} is {placement.vm_class}: {where}, emulator on {emulator}, memory of node {memory}")
     for reason in placement.why[:MOST_REASONS]:

@@ -5,7 +5,6 @@ from pxsched.cluster.members import Member
 from pxsched.cluster.paper import Paper, least, owns
 from pxsched.cluster.view import View, Vm
 from pxsched.cluster.wrongs import CROWDED
-from pxsched.host import cpulist
 from pxsched.placement import defrag
 from pxsched.placement.defrag import Span
 from pxsched.placement.machine import bits, mask_of
@@ -125,12 +124,3 @@ def _vm(view: View, vm: Vm, sheet: Paper | None) -> VmRow:
         owns(held) and span.rank > least(sheet, len(held.vcpus)).rank,
         sheet.contention(held, held.load),
     )  # fmt: skip
-
-
-def place(held: Holding | None) -> str:
-    """Its CPUs, in the order of its vCPUs where each has its own."""
-    if held is None:
-        return ""
-    if all(len(cpus) == 1 for cpus in held.vcpus):
-        return cpulist.format_ordered([min(cpus) for cpus in held.vcpus])
-    return cpulist.format(held.cpus)

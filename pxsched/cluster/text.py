@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pxsched.cluster import status
 from pxsched.cluster.fit import Fit
 from pxsched.cluster.planner import Plan
 from pxsched.cluster.status import NodeRow, Status, VmRow
@@ -51,7 +50,7 @@ def _vm(vm: VmRow, room: int) -> Line:
         state = {True: "running", False: "stopped", None: "?"}[vm.running]
         what = state if vm.enabled else f"{state}, not opted in"
         return f"{vm.vmid:>9} {vm.node[:14]:14} {what:{room + 30}} {vm.name[:16]}", Tone.DIM
-    where = status.place(vm.held)
+    where = cpulist.of_vcpus(vm.held.vcpus)
     where = where if len(where) <= room else f"{where[: room - 3]}..."
     spans = f"{vm.span.nodes}N {vm.span.groups}L3{'!' * vm.crossing}"
     tone = Tone.WARN if vm.crossing or vm.crowded else Tone.PLAIN

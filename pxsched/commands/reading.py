@@ -10,7 +10,6 @@ from pxsched.guest import config
 from pxsched.guest.process import VMID
 from pxsched.host import cpulist, topology
 from pxsched.host.topology import Topology
-from pxsched.knobs.knob import from_key
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.journal import NODE, Entry
@@ -177,7 +176,7 @@ def run_status(options: argparse.Namespace) -> int:
     }
     if options.vm is not None and not claims and not entries:
         raise UserError(f"VM {options.vm} holds nothing", hint="is it running, and opted in?")
-    states = {key: _now(options.root, key, entry) for key, entry in entries.items()}
+    states = {key: planning.standing(options.root, key, entry) for key, entry in entries.items()}
     from pxsched.chain import handback
     from pxsched.node import balancing, proofs, trial
     from pxsched.node import exclusive as facts
@@ -252,13 +251,6 @@ def _untrue(root: Root, claims: list[Claim]) -> dict[int, list[str]]:
     except UserError:
         return {}
     return {found.vmid: found.differences for found in looks if found.shaped}
-
-
-def _now(root: Root, key: str, entry: Entry) -> str | None:
-    """The knob's value; the wanted one where the kernel merely writes it differently (masks, flags)."""
-    now = planning.now(root, key)
-    same = now is not None and from_key(key).same(now, entry.wanted)
-    return entry.wanted if same else now
 
 
 def _status_document(root: Root, claim: Claim) -> dict[str, Any]:

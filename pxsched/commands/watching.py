@@ -166,6 +166,6 @@ def _details(root: Root, vmid: int) -> Sequence[str]:
     if claim is None:
         return ["  it is not opted in: pxsched enable makes it ours"]
     entries = {key: entry for key, entry in ledger.journal.items() if entry.owner == vmid}
-    now = {key: planning.now(root, key) for key in entries}
+    now = {key: planning.standing(root, key, entry) for key, entry in entries.items()}
     lines = knobs.lines(root, entries, now).get(vmid, [])
     return [f"  {line}" for line in (*text.placement(claim.placement), *lines)]

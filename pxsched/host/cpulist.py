@@ -75,6 +75,13 @@ def format_ordered(cpus: Sequence[int]) -> str:
     return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)
 
 
+def of_vcpus(vcpus: Sequence[frozenset[int]]) -> str:
+    """The CPUs that a VM may use: in the order of its vCPUs where each has one, else all, ascending."""
+    if all(len(cpus) == 1 for cpus in vcpus):
+        return format_ordered([min(cpus) for cpus in vcpus])
+    return format(frozenset().union(*vcpus))
+
+
 def parse_mask(text: str) -> frozenset[int]:
     """The CPUs of a bitmap file, comma-separated 32-bit words, most significant first.
 

@@ -9,7 +9,7 @@ from pxsched.knobs.thread import ThreadAffinity
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.file import Ledger
-from pxsched.ledger.journal import NODE
+from pxsched.ledger.journal import NODE, Entry
 from pxsched.node import claims, fences, remarks, settle, views
 from pxsched.node import sighting as nodes
 from pxsched.node.sighting import Node, Sighting
@@ -90,6 +90,15 @@ def now(root: Root, key: str) -> str | None:
         return knob.read(root) if knob.present(root) else None
     except (Gone, OSError, ValueError):
         return None
+
+
+def standing(root: Root, key: str, entry: Entry) -> str | None:
+    """A turned knob's value; the wanted one where the kernel merely writes it differently (masks, flags)."""
+    value = now(root, key)
+    try:
+        return entry.wanted if value is not None and knobs.from_key(key).same(value, entry.wanted) else value
+    except UserError:  # one of the two is no value, as where a bundle left words out
+        return value
 
 
 def run_delay(root: Root, claim: Claim) -> dict[str, int] | None:

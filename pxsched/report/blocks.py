@@ -7,13 +7,13 @@ import time
 from collections.abc import Sequence
 from html import escape
 
-from pxsched import output
 from pxsched.proof import figure as figures
 from pxsched.proof.block import Block
 from pxsched.proof.figure import Better, Figure
 from pxsched.proof.result import Result
 from pxsched.proof.verdict import judge
-from pxsched.report.svg import COLOURS, FONT, LINE, PAD
+from pxsched.report import svg
+from pxsched.report.svg import COLOURS, FONT, LINE
 
 WIDTH, HEIGHT, TITLE, GAP = 900, 90, 18, 14
 _LEAST_BAR = 1.5
@@ -34,12 +34,7 @@ def draw(result: Result) -> str:
     for figure in shown:
         lines += [f"<g transform='translate(0,{top:g})'>", *_chart(figure, result.blocks, colours), "</g>"]
         top += TITLE + HEIGHT + GAP
-    width = max(WIDTH, left) + 2 * PAD
-    size = f"width='{width:g}' height='{top + 2 * PAD:g}'"
-    return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' {size}>\n<rect width='100%' height='100%' fill='white'/>\n"
-        f"<g transform='translate({PAD},{PAD})'>\n{output.lines(lines)}</g>\n</svg>\n"
-    )
+    return svg.document(svg.Block(max(WIDTH, left), top, tuple(lines)))
 
 
 def _chart(figure: Figure, blocks: Sequence[Block], colours: dict[str, str]) -> list[str]:

@@ -12,7 +12,6 @@ from pxsched.node import balancing, exclusive, others
 from pxsched.node import sighting as nodes
 from pxsched.node.exclusive import Exclusive
 from pxsched.node.others import Other
-from pxsched.placement.request import Placement
 from pxsched.report import balance
 from pxsched.root import Root
 from pxsched.value import NOTHING, Value
@@ -94,7 +93,7 @@ def _placed(
         claim.vmid,
         f"VM {claim.vmid}",
         placement.vm_class.value,
-        cpus(placement),
+        cpulist.of_vcpus(placement.vcpus),
         crossings(machine, placement.cpus) if machine else None,
         waiting,
         _memory_mib(root, claim),
@@ -108,13 +107,6 @@ def _memory_mib(root: Root, claim: Claim) -> Mapping[int, int]:
         return {}
     found = cgroup.memory_bytes(root, cgroup.scope(claim.vmid)) or {}
     return {node: size >> 20 for node, size in found.items() if size >> 20}
-
-
-def cpus(placement: Placement) -> str:
-    """In the order of the vCPUs where each has one of its own."""
-    if all(len(own) == 1 for own in placement.vcpus):
-        return cpulist.format_ordered([min(own) for own in placement.vcpus])
-    return cpulist.format(placement.cpus)
 
 
 def crossings(machine: Topology, on: frozenset[int]) -> int | None:

@@ -191,21 +191,15 @@ def _table(frame: Frame, width: int, selected: int | None, rows: Sequence[Row]) 
     for row in rows:
         style = "reverse" if row.vmid == selected else "dim" if not row.vcpus else ""
         waits = Text(_number(row.waiting), style="red" if (row.waiting or 0) >= 0.5 else "")
+        where = _shortened(cpulist.of_vcpus(row.vcpus) or "-", most)
         table.add_row(
-            named.get(row.vmid, ""), str(row.vmid), row.vm_class, _shortened(_where(row), most),
+            named.get(row.vmid, ""), str(row.vmid), row.vm_class, where,
             str(row.l3_groups) if row.l3_groups else "-", cpulist.format(row.nodes) or "-",
             _number(row.running), waits, "?" if row.memory_mib is None else str(row.memory_mib),
             "-" if row.balloon_mib is None else str(row.balloon_mib),
             style=style,
         )  # fmt: skip
     return table
-
-
-def _where(row: Row) -> str:
-    """The CPUs in the order of the vCPUs, where each has one of its own."""
-    if row.vcpus and all(len(cpus) == 1 for cpus in row.vcpus):
-        return cpulist.format_ordered([min(cpus) for cpus in row.vcpus])
-    return cpulist.format(row.cpus) or "-"
 
 
 def _shortened(text: str, most: int) -> str:

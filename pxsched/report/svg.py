@@ -58,11 +58,15 @@ def draw(topology: Topology, claims: Iterable[Claim]) -> str:
         for package in topology.packages
     ]
     whole = _stacked([*packages, _legend(placements, colours)])
+    return document(whole, _patterns(len(placements)))
+
+
+def document(whole: Block, fills: str = "") -> str:
+    """An SVG document of one block, with a margin. fills: the patterns that are defined in it."""
     size = f"width='{whole.width + 2 * PAD:g}' height='{whole.height + 2 * PAD:g}'"
-    body = output.lines(whole.lines)
     return (
         f"<svg xmlns='http://www.w3.org/2000/svg' {size}>\n<rect width='100%' height='100%' fill='white'/>\n"
-        f"{_patterns(len(placements))}<g transform='translate({PAD},{PAD})'>\n{body}</g>\n</svg>\n"
+        f"{fills}<g transform='translate({PAD},{PAD})'>\n{output.lines(whole.lines)}</g>\n</svg>\n"
     )
 
 
