@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from pxsched.arguments import add, print_json, vmid
+from pxsched.arguments import add, print_json, vmid, write_file
 from pxsched.errors import Exit, UserError
 from pxsched.node import proofs, proving, ways
 from pxsched.output import progress, say
@@ -167,9 +167,7 @@ def _tell(options: argparse.Namespace, results: list[Result]) -> None:
     from pxsched.report import blocks, proof
 
     if options.svg and results and results[0].blocks:
-        from pxsched.monitor import textfile
-
-        textfile.write(options.svg, blocks.draw(results[0]))
+        write_file(options.svg, blocks.draw(results[0]))
     if options.json:
         print_json({"proofs": [proof.document(one) for one in results]})
         return

@@ -2,7 +2,7 @@
 
 import argparse
 
-from pxsched.arguments import add
+from pxsched.arguments import add, write_file
 from pxsched.errors import Exit
 from pxsched.monitor import textfile
 from pxsched.output import say
@@ -27,13 +27,13 @@ def run_report(options: argparse.Namespace) -> int:
         from pxsched.ledger import file as ledgers
         from pxsched.report import svg
 
-        textfile.write(options.svg, svg.draw(topology.read(root), ledgers.peek(root).claims.values()))
+        write_file(options.svg, svg.draw(topology.read(root), ledgers.peek(root).claims.values()))
     elif options.html:
-        textfile.write(options.html, _page(root))
+        write_file(options.html, _page(root))
     elif options.prometheus == "-":
         say(*textfile.text(root).splitlines())
     else:
-        textfile.write(options.prometheus, textfile.text(root))
+        write_file(options.prometheus, textfile.text(root))
     return Exit.DONE
 
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from pxsched.arguments import add
+from pxsched.arguments import add, seconds
 from pxsched.errors import Exit
 from pxsched.output import say
 from pxsched.root import Root
@@ -20,7 +20,9 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         example="pxsched tick")  # fmt: skip
     command = add(commands, "watch", run_watch, "do what `tick` does, again and again, in one process",
                   example="pxsched watch --period 1")  # fmt: skip
-    command.add_argument("--period", metavar="SECONDS", type=_period, default=10.0, help="0.1 to 3600")
+    command.add_argument(
+        "--period", metavar="SECONDS", type=seconds(0.1, 3600), default=10.0, help="0.1 to 3600"
+    )
     command = add(commands, "restore", run_restore, "put every value back that pxsched has changed",
                   example="pxsched restore --all")  # fmt: skip
     command.add_argument("--all", action="store_true", required=True, help="of all VMs and of the node")
@@ -55,15 +57,6 @@ def run_watch(options: "argparse.Namespace") -> int:
 
     tick.watch(options.root, options.period)
     return Exit.DONE
-
-
-def _period(text: str) -> float:
-    from argparse import ArgumentTypeError
-
-    period_s = float(text)
-    if not 0.1 <= period_s <= 3600:
-        raise ArgumentTypeError(f"{text!r} is not from 0.1 to 3600 seconds")
-    return period_s
 
 
 def run_restore(options: "argparse.Namespace") -> int:

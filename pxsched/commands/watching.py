@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pxsched.arguments import add
+from pxsched.arguments import add, seconds
 from pxsched.errors import Exit, UserError
 from pxsched.root import Root
 
@@ -33,20 +33,8 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         commands, "top", run, "watch the node: CPUs, VMs, who waits, what was moved and what is wrong",
         example="pxsched top\npxsched top --period 0.5\npxsched top --once",
     )  # fmt: skip
-    command.add_argument("--period", metavar="SECONDS", type=_period, default=2.0, help="0.5 to 60")
+    command.add_argument("--period", metavar="SECONDS", type=seconds(0.5, 60), default=2.0, help="0.5 to 60")
     command.add_argument("--once", action="store_true", help="print one picture and leave")
-
-
-def _period(text: str) -> float:
-    from argparse import ArgumentTypeError
-
-    try:
-        period_s = float(text)
-    except ValueError:
-        period_s = 0.0
-    if not 0.5 <= period_s <= 60:
-        raise ArgumentTypeError(f"{text!r} is not from 0.5 to 60 seconds")
-    return period_s
 
 
 def run(options: "argparse.Namespace") -> int:

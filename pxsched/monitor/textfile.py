@@ -30,20 +30,15 @@ def text(root: Root) -> str:
     )
 
 
-def write(path: str, content: str) -> None:
-    """Replaces the file as a whole, as a collector may read at any moment. It is readable by everybody.
-
-    Raises UserError.
-    """
-    try:
-        replace_file(path, content.encode(), mode=0o644)
-    except OSError as error:
-        raise UserError(f"cannot write {path!r}: {error.strerror}") from error
-
-
 def publish(root: Root, directory: str) -> None:
-    """What the timer does after a pass. Raises UserError."""
-    write(root.path(path(directory)), text(root))
+    """What the timer does after a pass. The file is replaced as a whole, as a collector may read at any
+    moment, and is readable by everybody. Raises UserError.
+    """
+    file = root.path(path(directory))
+    try:
+        replace_file(file, text(root).encode(), mode=0o644)
+    except OSError as error:
+        raise UserError(f"cannot write {file!r}: {error.strerror}") from error
 
 
 def path(directory: str) -> str:

@@ -9,7 +9,7 @@ from pxsched.arguments import print_json
 from pxsched.chain import files as chain
 from pxsched.chain.entry import Entry
 from pxsched.cluster import members
-from pxsched.errors import Exit, UserError
+from pxsched.errors import Exit, UserError, nearest
 from pxsched.guest.hookscript import SCRIPT_NAME
 from pxsched.optin import asking, inventory, rules, text
 from pxsched.optin.apply import apply
@@ -43,7 +43,11 @@ class Session(Value):
     node: str | None
 
     def guests(self, node: str | None = None) -> list[Guest]:
+        """Those of one node, or of all. Raises UserError for a node that the cluster has not."""
         if self.files is not None:
+            nodes = cluster.nodes(self.files)
+            if node is not None and node not in (self.node, *nodes):
+                raise UserError(f"there is no node {node[:40]!r}{nearest(node, nodes)}")
             guests = cluster.guests(self.files, node)
             known = members.running(self.files, {guest.node for guest in guests} - {self.node or ""})
             return [self._seen(guest, known) for guest in guests]

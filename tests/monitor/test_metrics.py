@@ -3,6 +3,7 @@
 import os
 import stat
 import sys
+from functools import partial
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -19,6 +20,7 @@ from pxsched.monitor.runs import Run, Time
 from pxsched.node.exclusive import Exclusive, Kind, Sharer
 from pxsched.placement.request import Placement, VmClass
 from pxsched.proof.result import Brief, Worth
+from pxsched.root import Root
 from pxsched.settings.policy import NodeSettings
 from pxsched.version import VERSION
 
@@ -107,24 +109,33 @@ def test_without_the_library_it_is_named(monkeypatch):
     assert told.value.hint == "apt-get install python3-prometheus-client"
 
 
-def test_the_file_is_whole_and_readable_by_everybody(tmp_path):
-    file = tmp_path / "pxsched.prom"
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """The timer's own file, and what writes it."""
+    monkeypatch.setattr(textfile, "text", lambda _root: "a 1\n")
+    (tmp_path / "metrics").mkdir()
+    return tmp_path / "metrics/pxsched.prom", partial(textfile.publish, Root(str(tmp_path)), "/metrics")
+
+
+def test_the_file_is_whole_and_readable_by_everybody(published):
+    file, publish = published
     before = os.umask(0o077)
     try:
-        textfile.write(str(file), "a 1\n")
+        publish()
     finally:
         os.umask(before)
     assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == ("a 1\n", 0o644)
-    assert os.listdir(tmp_path) == ["pxsched.prom"]
+    assert os.listdir(file.parent) == ["pxsched.prom"]
 
 
-def test_a_link_somebody_left_there_is_not_followed(tmp_path):
-    target = tmp_path / "precious"
-    target.write_text("precious")
-    (tmp_path / "pxsched.prom.pxsched-new").symlink_to(target)
-    textfile.write(str(tmp_path / "pxsched.prom"), "a 1\n")
-    assert target.read_text() == "precious"
-    assert sorted(os.listdir(tmp_path)) == ["precious", "pxsched.prom"]
+@pytest.mark.parametrize("name", ["pxsched.prom", "pxsched.prom.pxsched-new"])
+def test_the_timer_follows_no_link_that_somebody_left_there(published, tmp_path, name):
+    file, publish = published
+    (tmp_path / "precious").write_text("precious")
+    (file.parent / name).symlink_to(tmp_path / "precious")
+    publish()
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert os.listdir(file.parent) == ["pxsched.prom"] and file.read_text() == "a 1\n"
 
 
 @pytest.mark.parametrize("wrong", ["relative", "/a/../etc", "/a b", "/", 5, "/a\n"])

@@ -11,7 +11,7 @@ from pxsched.root import Root
 @pytest.mark.parametrize(
     ("now", "standing"),
     [("00000000,00000003\n", "3"), ("1\n", "1"), ("?\n", "?")],
-    ids=["as wanted, in the kernel's spelling", "turned by somebody else", "no mask, as where a bundle leaves words out"],
+    ids=["as wanted, in the kernel's spelling", "turned by somebody else", "left out of a bundle"],
 )
 def test_a_value_that_the_kernel_only_spells_otherwise_stands_as_wanted(tmp_path, now, standing):
     (tmp_path / "proc/irq").mkdir(parents=True)
