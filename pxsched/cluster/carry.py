@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pxsched import stored
-from pxsched.cluster import cputype, ha, members, planner
+from pxsched.cluster import cputype, ha, planner
 from pxsched.cluster.board import Move
 from pxsched.cluster.known import Known
 from pxsched.errors import UserError
+from pxsched.proxmox import cluster
 from pxsched.proxmox.api import Api, ApiError, Method
 from pxsched.root import Root
 from pxsched.stored import Damaged
@@ -70,7 +71,7 @@ class Carrier:
 
     def _check(self, known: Known, move: Move) -> None:
         """What Proxmox does not ask, on what is known now. Raises UserError."""
-        if not members.membership(known.view.root).quorate:
+        if not cluster.quorate(known.view.root):
             raise UserError("the cluster has no quorum", hint="nothing can be moved until it has")
         for name in (move.source, move.target):
             if name in known.unusable or name not in known.usable:

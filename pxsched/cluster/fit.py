@@ -81,9 +81,7 @@ def of_vm(view: View, vmid: int, names: Collection[str] = ()) -> list[Fit]:
 
 def _with_ha(view: View, vm: Vm, target: str, verdict: Verdict) -> Verdict:
     """HA lets the VM be moved anywhere, and moves it back where its rules want it."""
-    members = view.members.items()
-    online = [name for name, one in members if one.online is not False and name not in view.ha.away]
-    back = view.ha.against(vm.vmid, target, online, view.places)
+    back = view.ha.against(vm.vmid, target, view.online, view.places)
     return verdict._replace(costs=(*verdict.costs, f"{back}: it would not stay")) if back else verdict
 
 

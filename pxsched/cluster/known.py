@@ -62,12 +62,6 @@ class Known:
         members = self.view.members.items()
         return {name: fit.unusable(member) for name, member in members if not member.usable}
 
-    @cached_property
-    def online(self) -> list[str]:
-        """As HA sees them: without those in maintenance."""
-        members = self.view.members.items()
-        return [name for name, one in members if one.online is not False and name not in self.ha.away]
-
     def sheets(self) -> dict[str, Paper]:
         """The usable nodes on paper. Whatever they published, a VM is where its configuration is."""
         sizes = {vmid: size for vmid, vm in self.vms.items() if (size := vm.machine.hugepage_mib) is not None}
@@ -122,8 +116,8 @@ class Known:
 
     def verdict(self, vmid: int, target: str, places: Mapping[int, str]) -> Verdict:
         verdict = self._hindrances(vmid, target)
-        against = [self.ha.against(vmid, target, self.online, places), self._device(vmid, target, places)]
-        more = tuple(text for text in against if text)
+        back = self.ha.against(vmid, target, self.view.online, places)
+        more = tuple(text for text in (back, self._device(vmid, target, places)) if text)
         return verdict._replace(against=(*verdict.against, *more)) if more else verdict
 
     def _hindrances(self, vmid: int, target: str) -> Verdict:

@@ -1,14 +1,13 @@
 """The nodes of the cluster as they are seen from one of them: who is online, and what each has published.
 
-Rules: pmxcfs's `.members`, live from corosync. This node is looked at afresh; of the others it is known what
-their timers wrote, and how old that is by their own clocks.
+This node is looked at afresh; of the others it is known what their timers wrote, and how old that is by their
+own clocks.
 """
 
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
-from pxsched import stored
 from pxsched.cluster import publication, publish
 from pxsched.cluster.publication import Publication
 from pxsched.ledger import file as ledgers
@@ -17,18 +16,10 @@ from pxsched.node.sighting import Node
 from pxsched.proxmox import cluster
 from pxsched.root import Root
 from pxsched.stored import Damaged
-from pxsched.value import NOTHING, Value
+from pxsched.value import Value
 
 # Three heartbeats were missed; or, ahead of us, clocks differ by more than what is said can be built upon.
 STALE_S = 3 * publish.HEARTBEAT_S
-MEMBERS = "etc/pve/.members"
-
-
-class Membership(Value):
-    """quorate: whether the cluster takes writes. online: by node; one that is missing is not known of."""
-
-    quorate: bool = True
-    online: Mapping[str, bool] = NOTHING
 
 
 class Member(Value):
@@ -52,27 +43,11 @@ class Member(Value):
         return self.said is not None and self.online is not False and not self.stale
 
 
-def membership(root: Root) -> Membership:
-    """Who is there. A node without a cluster is its own quorum; a file that cannot be understood is none."""
-    text = root.read(MEMBERS)
-    if not text:
-        return Membership()
-    try:
-        said = stored.table(stored.parse(text))
-        nodes = stored.table(said.get("nodelist", {}))
-        online = {name: stored.table(body).get("online") in (1, True) for name, body in nodes.items()}
-        if "cluster" not in said:
-            return Membership(True, online)
-        return Membership(stored.table(said["cluster"]).get("quorate") in (1, True), online)
-    except Damaged:
-        return Membership(quorate=False)
-
-
 def look(node: Node) -> list[Member]:
     """All nodes by name. node: this one, which is never stale."""
     ledger = ledgers.peek(node.root)
     here = publish.look(node, ledger, others.known(node.root, {*ledger.claims}))
-    online = membership(node.root).online
+    online = cluster.membership(node.root).online
     names = {node.name, *cluster.nodes(node.root)}
     return [
         Member(name, True, here)
@@ -98,7 +73,7 @@ def _other(root: Root, name: str, online: bool | None, now_s: float) -> Member:
 
 def running(root: Root, names: Collection[str]) -> dict[str, frozenset[int] | None]:
     """The VMs that run on other nodes, as those published; None for a node that says nothing new."""
-    online, now_s = membership(root).online if names else {}, time.time()
+    online, now_s = cluster.membership(root).online if names else {}, time.time()
     found = {name: _other(root, name, online.get(name), now_s) for name in names}
     return {
         name: member.said.running if member.said is not None and not member.stale else None

@@ -41,9 +41,10 @@ def tick(node: "Node", ledger: "Ledger", seen: "Seen") -> str:
     age_s = _age_s(node.root, path)
     if len(node.root.list(NODES_DIR)) < 2 or 0 <= age_s < PERIOD_S:
         return ""
-    from pxsched.cluster import members, publication
+    from pxsched.cluster import publication
+    from pxsched.proxmox import cluster
 
-    if not members.membership(node.root).quorate:
+    if not cluster.quorate(node.root):
         return ""
     import json
 

@@ -54,6 +54,12 @@ class View(Value):
         return ha.read(self.root)
 
     @cached_property
+    def online(self) -> list[str]:
+        """The nodes as HA sees them: without those in maintenance."""
+        members = self.members.items()
+        return [name for name, one in members if one.online is not False and name not in self.ha.away]
+
+    @cached_property
     def surroundings(self) -> Surroundings:
         return hindrances.surroundings(self.root)
 

@@ -6,11 +6,12 @@ from pxsched.cluster import fit, members
 from pxsched.doctor.finding import Finding, Level, Subject, vms
 from pxsched.guest.hookscript import is_ours
 from pxsched.node.sighting import open_node
+from pxsched.proxmox import cluster
 
 
 def quorum(subject: Subject) -> Iterator[Finding]:
     """Without it nothing is published, and no VM can be changed."""
-    if not members.membership(subject.root).quorate:
+    if not cluster.quorate(subject.root):
         yield Finding(Level.BAD, "cluster", "no quorum: nothing is published or changed until there is one")
 
 

@@ -172,14 +172,34 @@ def ha_resources(root: Root) -> frozenset[int]:
     return frozenset(int(vmid) for vmid in found)
 
 
-def quorate(root: Root) -> bool:
-    """Whether the cluster takes writes. A node without a cluster has no such entry and is its own quorum."""
+class Membership(Value):
+    """quorate: whether the cluster takes writes. online: by node; one that is missing is not known of."""
+
+    quorate: bool = True
+    online: Mapping[str, bool] = NOTHING
+
+
+def membership(root: Root) -> Membership:
+    """Who is there, by pmxcfs's `.members`, live from corosync. A node without a cluster is its own quorum; a
+    file that cannot be understood is none.
+    """
+    text = root.read("etc/pve/.members")
+    if not text:
+        return Membership()
     try:
-        members = stored.parse(root.read("etc/pve/.members") or "{}")
+        said = stored.table(stored.parse(text))
+        nodes = stored.table(said.get("nodelist", {}))
+        online = {name: stored.table(body).get("online") in (1, True) for name, body in nodes.items()}
+        if "cluster" not in said:
+            return Membership(True, online)
+        return Membership(stored.table(said["cluster"]).get("quorate") in (1, True), online)
     except Damaged:
-        return True
-    cluster = members.get("cluster") if isinstance(members, dict) else None
-    return not isinstance(cluster, dict) or cluster.get("quorate", 1) in (1, True, "1")
+        return Membership(quorate=False)
+
+
+def quorate(root: Root) -> bool:
+    """Whether the cluster takes writes."""
+    return membership(root).quorate
 
 
 def cluster_name(root: Root) -> str:

@@ -17,7 +17,6 @@ from pxsched import state
 from pxsched.chain import entry as chain_entry
 from pxsched.chain import files as chain
 from pxsched.chain.entry import Entry
-from pxsched.cluster import members
 from pxsched.commands import simulate
 from pxsched.errors import UserError
 from pxsched.guest import config, identity, passthrough, process, schedstat
@@ -199,7 +198,7 @@ CASES = {
     "the cluster's members": Case(
         "etc/pve/.members",
         text({"nodename": "a", "cluster": {"quorate": 1}, "nodelist": {"a": {"online": 1}}}),
-        lambda root: (members.membership(root), cluster.quorate(root)),
+        cluster.membership,
     ),
     "an isolated slice's original": of_text(
         "x", isolation.Original("0-3", "0-7", True, ()).dumps(), isolation.loads
