@@ -25,7 +25,7 @@ AREAS = {
     "topology": "pxsched.commands.reading",
     "config": "pxsched.commands.reading",
     "plan": "pxsched.commands.reading",
-    "status": "pxsched.commands.reading",
+    "status": "pxsched.commands.status",
     "simulate": "pxsched.commands.placing",
     "defrag": "pxsched.commands.placing",
     "shape": "pxsched.commands.shaping",

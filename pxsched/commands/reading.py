@@ -1,4 +1,4 @@
-"""`topology`, `config`, `plan` and `status`: what is, and what would be. They change nothing."""
+"""`topology`, `config` and `plan`: what is, and what would be. They change nothing."""
 
 import argparse
 import os
@@ -10,16 +10,12 @@ from pxsched.guest import config
 from pxsched.guest.process import VMID
 from pxsched.host import cpulist, topology
 from pxsched.host.topology import Topology
-from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim
-from pxsched.ledger.journal import NODE, Entry
 from pxsched.node import planning
 from pxsched.node import sighting as nodes
 from pxsched.node.planning import Plan
 from pxsched.output import say
-from pxsched.placement.request import EXCLUSIVE
 from pxsched.root import Root
-from pxsched.value import plain
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -31,9 +27,6 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     command = add(commands, "plan", run_plan, "show what would be done for a VM, and why; changes nothing",
                   example="pxsched plan 100", reads=True)  # fmt: skip
     command.add_argument("vm", metavar="VMID", type=vmid)
-    command = add(commands, "status", run_status, "show who holds what, and every knob that is turned",
-                  example="pxsched status 100 --json", reads=True)  # fmt: skip
-    command.add_argument("vm", metavar="VMID", type=vmid, nargs="?")
 
 
 def run_topology(options: argparse.Namespace) -> int:
@@ -165,117 +158,4 @@ def claim_document(claim: Claim) -> dict[str, Any]:
         "emulator": cpulist.format(placement.emulator),
         "nodes": cpulist.format(placement.nodes),
         "why": placement.why,
-    }
-
-
-def run_status(options: argparse.Namespace) -> int:
-    ledger = ledgers.peek(options.root)
-    claims = [claim for vmid, claim in sorted(ledger.claims.items()) if options.vm in (None, vmid)]
-    entries = {
-        key: entry for key, entry in ledger.journal.items() if options.vm is None or entry.owner == options.vm
-    }
-    if options.vm is not None and not claims and not entries:
-        raise UserError(f"VM {options.vm} holds nothing", hint="is it running, and opted in?")
-    states = {key: planning.standing(options.root, key, entry) for key, entry in entries.items()}
-    from pxsched.chain import handback
-    from pxsched.node import balancing, proofs, trial
-    from pxsched.node import exclusive as facts
-    from pxsched.node import others as strangers
-    from pxsched.report import balance, exclusive, host, others, overview, proof
-    from pxsched.settings import files as settings
-
-    last = handback.explained(options.root, balancing.last(options.root))
-    checked = {
-        vm.vmid: vm
-        for vm in facts.check(options.root, ledger, topology.isolated(options.root))
-        if options.vm in (None, vm.vmid)
-    }
-    untrue = _untrue(options.root, claims)
-    seen = strangers.known(options.root, {*ledger.claims})
-    on = trial.load(options.root)
-    proven = [one for one in proofs.briefs(options.root) if options.vm in (None, one.vmid)]
-    warnings = [*ledger.warnings, *settings.load(options.root).stale]
-    strange = seen.others if options.vm is None else ()
-    lines = overview.look(options.root, claims, strange, checked, balance.waiting(last))
-    if options.json:
-        print_json(
-            {
-                "node": nodes.name_of(options.root),
-                "vms": [
-                    _status_document(options.root, claim)
-                    | balance.of_vm(last, claim)
-                    | {"exclusive": exclusive.document(checked.get(claim.vmid))}
-                    | {"shape": untrue.get(claim.vmid)}
-                    | overview.document(line)
-                    for claim, line in zip(claims, lines, strict=False)
-                ],
-                "knobs": [_knob_document(key, entry, states[key]) for key, entry in entries.items()],
-                "last_pass": balance.document(last),
-                "host": plain(host.look(options.root)),
-                **others.document(seen),
-                "trial": None if on is None else {"vmid": on.vmid, "way": on.way},
-                "proofs": [{"vmid": one.vmid, "at": one.began_s, "sentence": one.sentence} for one in proven],
-                "warnings": warnings,
-            }
-        )
-        return Exit.DONE
-    from pxsched.report import devices, knobs, text
-
-    say(*(f"warning: {warning}" for warning in warnings))
-    say(*overview.table(lines))
-    if now := host.look(options.root):
-        say(now.line)
-    say(*text.status(claims, knobs.lines(options.root, entries, states)))
-    for claim in claims:
-        say(*devices.lines(claim.vmid, devices.document(options.root, claim)))
-    say(*exclusive.lines(checked.values()))
-    say(*(f"VM {vmid}: {line}" for vmid, lines in untrue.items() for line in lines))
-    say(*balance.lines(last, {claim.vmid for claim in claims}))
-    say(*proof.on_trial(on), *map(proof.brief, proven))
-    if options.vm is None:
-        say(*others.lines(seen))
-    return Exit.DONE
-
-
-def _untrue(root: Root, claims: list[Claim]) -> dict[int, list[str]]:
-    """What guests were told and is no longer so, since their VMs were placed elsewhere; nothing where the
-    machine cannot be seen.
-    """
-    pinned = [claim for claim in claims if claim.placement.vm_class in EXCLUSIVE]
-    if not pinned:
-        return {}
-    from pxsched.shaping import advice
-
-    try:
-        looks = advice.of_claims(nodes.open_node(root), pinned)
-    except UserError:
-        return {}
-    return {found.vmid: found.differences for found in looks if found.shaped}
-
-
-def _status_document(root: Root, claim: Claim) -> dict[str, Any]:
-    from pxsched.report import devices
-
-    return {
-        **claim_document(claim),
-        "state": claim.state,
-        "pid": claim.process.pid if claim.process else None,
-        "run_delay": planning.run_delay(root, claim),
-        "load": claim.load,
-        "devices": devices.document(root, claim),
-    }
-
-
-def _knob_document(key: str, entry: Entry, now: str | None) -> dict[str, Any]:
-    return {
-        "knob": key,
-        "vmid": None if entry.owner == NODE else entry.owner,
-        "plugin": entry.plugin,
-        "original": entry.original,
-        "now": now,
-        "want": entry.wanted,
-        "drift": now is not None and now != entry.wanted,
-        "drifted_s_ago": None if entry.drifted_ns is None else (ledgers.now_ns() - entry.drifted_ns) / 1e9,
-        "drifts": entry.drifts,
-        "note": entry.note,
     }

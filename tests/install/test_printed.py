@@ -23,13 +23,15 @@ from .conftest import CHECKOUT, _what_git_does_not_know
 WORDS = r"(?:pxsched|\./install\.sh|\./tests/run|\.ci/run|qm|apt|apt-get|systemctl|dpkg-buildpackage|mkdir)"
 COMMAND = re.compile(rf"(?:[A-Z_]+='[^']*' )?{WORDS} .*|\.\S+", re.ASCII)
 
-_DOCS = ("rollout", "placement", "balancing", "cluster", "karpenter")
+_DOCS = ("rollout", "placement", "balancing", "cluster", "karpenter", "replacing", "settings", "shape")
 PAGES = ("README.md", *(f"docs/{name}.md" for name in _DOCS))
 NOT_HERE = {
     "PXSCHED_TOKEN='audit@pve!ro=...' pxsched list --host pve1.example.org":
         "needs a cluster's API; tests/optin/test_https.py has one",
     "apt-get build-dep ./": "fetches a compiler; tools/release runs it in bare roots",
     "dpkg-buildpackage -us -uc -b": "made the package that is installed here",
+    "apt remove proxmox-scheduler": "is not in Debian; tests/install/test_package.py has one like it",
+    "apt remove proxmox-cpu-affinity": "is not in Debian",
     "systemctl stop pxsched.timer": "needs systemd; the timer is not running here to begin with",
     "pxsched sandbox demo": "tests/sandbox/test_demo.py runs it, ./install.sh --demo here",
 }  # fmt: skip
@@ -78,7 +80,8 @@ def in_page(name: str) -> Iterator[str]:
 
 MENTIONED = {
     "qm destroy", "pxsched enable --balloon", "pxsched plan", "pxsched shape", "pxsched cluster fit",
-    "pxsched report --prometheus", "pxsched report --prometheus FILE",
+    "pxsched report --prometheus", "pxsched report --prometheus FILE", "pxsched enable", "pxsched plan VMID",
+    "pxsched enable VMID", "pxsched shape VMID", "qm set VMID --delete hookscript",
 }  # fmt: skip
 """Commands that sentences speak of, and no one can type."""
 
