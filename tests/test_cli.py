@@ -241,7 +241,23 @@ def test_simulate_answers_one_line_for_each_start(run, tmp_path):
 def test_simulate_names_the_line_that_is_wrong(run, tmp_path):
     requests = tmp_path / "requests.jsonl"
     requests.write_text('{"op": "stop", "vmid": 1}\n{"op": "start", "vmid": 1, "vcpu": 2}\n')
-    assert "line 2: unknown key 'vcpu' (did you mean 'vcpus'?)" in one_line(run("simulate", str(requests)))
+    assert "line 2: unknown key 'vcpu'; did you mean 'vcpus'?" in one_line(run("simulate", str(requests)))
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "said"),
+    [(b'{"op": "stop", "vmid": 1}\n', 0, b""), (b'{"op": "stop", "vmid": 1}\n\xff\n', 1, b"line 2: no JSON"),
+     (None, 0, b"")],
+    ids=["a request", "no text", "closed"],
+)  # fmt: skip
+def test_simulate_reads_standard_input_whatever_is_in_it(data, code, said):
+    done = subprocess.run(
+        [sys.executable, "-m", "pxsched", "simulate"], input=data, capture_output=True, cwd=CHECKOUT,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, timeout=30,
+        preexec_fn=None if data else lambda: os.close(0),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (code, b"") and said in done.stderr
+    assert b"unexpected" not in done.stderr
 
 
 # Exit codes and manners

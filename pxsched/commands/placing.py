@@ -1,11 +1,20 @@
 """`simulate` and `defrag`: placement on paper."""
 
 import argparse
-import sys
+from collections.abc import Iterable
 
 from pxsched.arguments import add, print_json
+from pxsched.commands import simulate
 from pxsched.errors import Exit, UserError
+from pxsched.ledger import file as ledgers
+from pxsched.ledger.claim import holding
+from pxsched.ledger.file import Ledger
+from pxsched.node import offer, others, views, wishes
+from pxsched.node.sighting import Node, Sighting, open_node
+from pxsched.node.sightings import Sightings
 from pxsched.output import progress, say
+from pxsched.placement import defrag
+from pxsched.placement.request import Holding, Host, Request, VmClass
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -22,14 +31,10 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def run_simulate(options: argparse.Namespace) -> int:
-    from pxsched.commands import simulate
-
+    source = 0 if options.requests == "-" else options.requests
     try:
-        if options.requests == "-":
-            lines = sys.stdin.read().splitlines()
-        else:
-            with open(options.requests, encoding="utf-8", errors="replace") as stream:
-                lines = stream.read().splitlines()
+        with open(source, encoding="utf-8", errors="replace") as stream:
+            lines = stream.read().splitlines()
     except OSError as error:
         raise UserError(f"cannot read {options.requests!r}: {error.strerror}") from error
     for line in simulate.simulate(options.root, lines):
@@ -38,12 +43,6 @@ def run_simulate(options: argparse.Namespace) -> int:
 
 
 def run_defrag(options: argparse.Namespace) -> int:
-    from pxsched.commands.simulate import running_vms
-    from pxsched.ledger import file as ledgers
-    from pxsched.node.sighting import open_node
-    from pxsched.node.sightings import Sightings
-    from pxsched.placement import defrag
-
     node = open_node(options.root)
     ledger = ledgers.peek(options.root)
     with progress() as tell:
@@ -56,3 +55,26 @@ def run_defrag(options: argparse.Namespace) -> int:
     else:
         say(*defrag.describe(found))
     return Exit.DONE
+
+
+def running_vms(
+    node: Node, ledger: Ledger, sightings: Iterable[Sighting]
+) -> tuple[Host, list[tuple[Request, Holding]]]:
+    """What `defrag` asks: the machine with its free memory, and every VM that is placed with its wish.
+
+    A VM whose configuration cannot be read stands where it is, as if it were pinned.
+    """
+    seen = {sighting.vmid: sighting for sighting in sightings}
+    near = views.device_nodes(node, seen.values())
+    running = []
+    for vmid, claim in sorted(ledger.claims.items()):
+        share = claim.memory_mib // max(1, len(claim.placement.nodes))
+        held = holding(claim)._replace(memory_mib=dict.fromkeys(claim.placement.nodes, share))
+        machine = seen[vmid].machine if vmid in seen else None
+        if machine is None:
+            held = held._replace(vm_class=VmClass.PINNED)
+            running.append((Request(vmid, len(held.vcpus), 0, VmClass.PINNED), held))
+            continue
+        wish = wishes.request(vmid, machine, claim.policy, device_nodes=near.get(vmid, frozenset()))
+        running.append((wish, held))
+    return offer.host(node, others.known(node.root, {*ledger.claims})), running

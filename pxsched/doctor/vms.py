@@ -1,7 +1,6 @@
 """Checks of our own installation and of the VMs."""
 
 import os
-import re
 import shutil
 from collections.abc import Iterator
 
@@ -12,6 +11,7 @@ from pxsched.doctor.finding import Finding, Level, Subject, some, vms
 from pxsched.errors import UserError
 from pxsched.guest.config import Machine
 from pxsched.guest.hookscript import SCRIPT_NAME, is_ours
+from pxsched.host import memory
 from pxsched.ledger.journal import AGAIN_AND_AGAIN
 from pxsched.proxmox import cluster
 from pxsched.proxmox import storage as storages
@@ -137,17 +137,11 @@ def huge_pages(subject: Subject) -> Iterator[Finding]:
         if not asking:
             continue
         need = sum(subject.machines[guest.vmid].memory_mib for guest in asking)
-        free = sum(_free_mib(subject, node.id, size_mib) for node in subject.topology.nodes)
+        free = sum(node.pool_mib(size_mib) for node in memory.read(subject.root))
         text = f"{size_mib} MiB pages: {free} MiB free, stopped VMs {vms(asking)} want {need} MiB"
         late = size_mib == 1024 and free < need
         remedy = "reserve them at boot: hugepagesz=1G hugepages=N; later they are hard to find"
         yield Finding(Level.WARN if late else Level.OK, "huge pages", text, remedy if late else "")
-
-
-def _free_mib(subject: Subject, node: int, size_mib: int) -> int:
-    path = f"sys/devices/system/node/node{node}/hugepages/hugepages-{size_mib << 10}kB/free_hugepages"
-    text = subject.root.read(path) or "0"
-    return int(text) * size_mib if re.fullmatch(r"\d{1,12}", text, re.ASCII) else 0
 
 
 def overcommit(subject: Subject) -> Iterator[Finding]:

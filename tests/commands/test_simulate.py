@@ -129,7 +129,7 @@ def test_devices_and_guest_nodes_are_understood(root):
         ("[1]", "line 2: a request is a JSON object"),
         ('{"op": "halt"}', "line 2: op: 'halt' is neither 'start' nor 'stop'"),
         ('{"op": "stop"}', "line 2: vmid: None is no whole number"),
-        ('{"op": "start", "vmid": 1, "vcpsu": 2}', r"line 2: unknown key 'vcpsu' \(did you mean 'vcpus'"),
+        ('{"op": "start", "vmid": 1, "vcpsu": 2}', r"line 2: unknown key 'vcpsu'; did you mean 'vcpus'"),
         ('{"op": "start", "vmid": 1, "vcpus": 0}', "line 2: vcpus: 0 is no whole number from 1 to 4096"),
         ('{"op": "start", "vmid": 1, "vcpus": true}', "line 2: vcpus"),
         ('{"op": "start", "vmid": 1, "vcpus": 1e99}', "line 2: vcpus"),

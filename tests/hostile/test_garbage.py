@@ -17,7 +17,7 @@ from pxsched import state
 from pxsched.chain import entry as chain_entry
 from pxsched.chain import files as chain
 from pxsched.chain.entry import Entry
-from pxsched.commands import simulate
+from pxsched.commands import requests
 from pxsched.errors import UserError
 from pxsched.guest import config, identity, passthrough, process, schedstat
 from pxsched.guest.identity import Identity
@@ -212,7 +212,7 @@ CASES = {
     "requests": of_text(
         "x",
         '{"op": "start", "vmid": 1, "vcpus": 2, "memory_mib": 64, "affinity": "0-3"}',
-        lambda line: list(simulate._parse(1, line)),
+        lambda line: list(requests.parse(1, line)),
     ),
     "storages": Case(
         "etc/pve/storage.cfg",
