@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pxsched import cli
+from pxsched.knobs.thread import ThreadAffinity
 from pxsched.root import Root
 
 OURS = "hookscript: local:snippets/pxsched\n"
@@ -104,3 +105,14 @@ def small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Said]:
     node = Said(tmp_path / "node")
     node.capsys = capsys
     yield node
+
+
+@pytest.fixture
+def obedient(small: Said, monkeypatch: pytest.MonkeyPatch) -> Said:
+    """A node whose threads take what they are given; `masks` has it by the knob's key."""
+    masks: dict[str, str] = {}
+    monkeypatch.setattr(ThreadAffinity, "read", lambda knob, root: masks.get(knob.key, "0-11"))
+    monkeypatch.setattr(ThreadAffinity, "write", lambda knob, root, cpus: masks.__setitem__(knob.key, cpus))
+    monkeypatch.setattr(ThreadAffinity, "put_back", lambda knob, root, cpus: masks.pop(knob.key, None))
+    small.masks = masks
+    return small

@@ -6,7 +6,6 @@ import time
 import pytest
 
 from pxsched.guest import process
-from pxsched.knobs.thread import ThreadAffinity
 from pxsched.ledger import file as ledgers
 from pxsched.node import proofs, proving, quiet, settle, trial
 from pxsched.node import sighting as nodes
@@ -18,19 +17,15 @@ WORK_NS = 50_000_000  # of each thread between two passes
 
 
 @pytest.fixture
-def node(small, monkeypatch):
+def node(obedient, monkeypatch):
     """Two shared VMs that run, and blocks that are over at once."""
-    masks: dict[str, str] = {}
-    monkeypatch.setattr(ThreadAffinity, "read", lambda knob, root: masks.get(knob.key, "0-11"))
-    monkeypatch.setattr(ThreadAffinity, "write", lambda knob, root, cpus: masks.__setitem__(knob.key, cpus))
-    monkeypatch.setattr(ThreadAffinity, "put_back", lambda knob, root, cpus: masks.pop(knob.key, None))
     for name, value in ("SETTLE_S", 0.0), ("BLOCK_S", 0.001), ("REST_S", 0.0):
         monkeypatch.setattr(quiet, name, value)
-    small.masks, small.waited_ns = masks, 0
+    obedient.waited_ns = 0
     for vmid in (100, 101):
-        small.vm(vmid, f"cores: 2\nsmbios1: uuid=00000000-0000-0000-0000-000000000{vmid}\n", vcpus=2)
-    look(small)
-    return small
+        obedient.vm(vmid, f"cores: 2\nsmbios1: uuid=00000000-0000-0000-0000-000000000{vmid}\n", vcpus=2)
+    look(obedient)
+    return obedient
 
 
 def look(small) -> None:

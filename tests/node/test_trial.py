@@ -24,17 +24,12 @@ SECOND = 10**9
 
 
 @pytest.fixture
-def node(small, monkeypatch):
-    """Two shared VMs with two vCPUs each that run; their threads take what they are given."""
-    masks: dict[str, str] = {}
-    monkeypatch.setattr(ThreadAffinity, "read", lambda knob, root: masks.get(knob.key, "0-11"))
-    monkeypatch.setattr(ThreadAffinity, "write", lambda knob, root, cpus: masks.__setitem__(knob.key, cpus))
-    monkeypatch.setattr(ThreadAffinity, "put_back", lambda knob, root, cpus: masks.pop(knob.key, None))
-    small.masks = masks
+def node(obedient):
+    """Two shared VMs with two vCPUs each that run."""
     for vmid in (100, 101):
-        small.vm(vmid, "cores: 2\n", vcpus=2)
-    look(small)
-    return small
+        obedient.vm(vmid, "cores: 2\n", vcpus=2)
+    look(obedient)
+    return obedient
 
 
 def look(small, *vmids: int) -> settle.Pass:

@@ -2,13 +2,18 @@
 
 import argparse
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pxsched.chain import handback
 from pxsched.optin import commands
 from pxsched.root import Root
+from pxsched.sandbox.sandbox import Sandbox
+
+HOOK = Path(__file__).parents[2] / "hooks/pxsched"
 
 
 class Node:
@@ -66,3 +71,22 @@ def pxsched(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Sandbox]:
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def sandbox(home: Sandbox) -> Iterator[Sandbox]:
+    """A stand-in node with our script, and without any VM before and after."""
+    home.snippet("pxsched", HOOK)
+    yield home
+    for vmid in home.node.vmids():
+        home.qm("stop", vmid, check=False)
+        home.qm("destroy", vmid)
+    shutil.rmtree(home.node.path("etc/pve/pxsched"), ignore_errors=True)
+    for name in ("etc/pve/ha/resources.cfg", "etc/pxsched/pxsched.toml", handback.FAILED):
+        home.node.path(name).unlink(missing_ok=True)

@@ -15,9 +15,7 @@ from pxsched.node.sighting import open_node
 from pxsched.proxmox.api import ApiError
 from pxsched.root import Root
 from pxsched.sandbox import stand_in
-from pxsched.sandbox.sandbox import Sandbox
 
-HOOK = Path(__file__).parents[2] / "hooks/pxsched"
 OURS = "local:snippets/pxsched"
 DEVICE, PAGES = "hostpci0: 0000:01:00.0\n", "hugepages: 2\n"
 
@@ -25,24 +23,6 @@ pytestmark = [
     pytest.mark.measures,
     pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="QEMU is not installed"),
 ]
-
-
-@pytest.fixture(scope="module")
-def home():
-    with Sandbox() as sandbox:
-        sandbox.snippet("pxsched", HOOK)
-        yield sandbox
-
-
-@pytest.fixture
-def sandbox(home):
-    yield home
-    for vmid in home.node.vmids():
-        home.qm("stop", vmid)
-        home.qm("destroy", vmid)
-    shutil.rmtree(home.node.path("etc/pve/pxsched"), ignore_errors=True)
-    home.node.path(handback.FAILED).unlink(missing_ok=True)
-    home.node.path("etc/pxsched/pxsched.toml").unlink(missing_ok=True)
 
 
 def text(sandbox, vmid=100):

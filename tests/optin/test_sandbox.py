@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -11,9 +10,7 @@ from pxsched.chain.entry import Entry
 from pxsched.guest.identity import Identity
 from pxsched.ledger import file as ledger
 from pxsched.root import Root
-from pxsched.sandbox.sandbox import Sandbox
 
-HOOK = Path(__file__).parents[2] / "hooks/pxsched"
 OURS = "local:snippets/pxsched"
 
 pytestmark = [
@@ -22,22 +19,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def home():
-    with Sandbox() as sandbox:
-        yield sandbox
-
-
 @pytest.fixture
-def sandbox(home):
-    home.snippet("pxsched", HOOK)
-    home.qm("create", 100, name="web", tags="prod", cores=1, memory=64)
-    yield home
-    for path in Root(home.root).list("etc/pve/qemu-server"):
-        home.qm("stop", path.removesuffix(".conf"), check=False)
-        home.qm("destroy", path.removesuffix(".conf"))
-    home.node.path("etc/pve/ha/resources.cfg").unlink(missing_ok=True)
-    shutil.rmtree(home.node.path("etc/pve/pxsched"), ignore_errors=True)
+def sandbox(sandbox):
+    sandbox.qm("create", 100, name="web", tags="prod", cores=1, memory=64)
+    return sandbox
 
 
 def config(sandbox, vmid=100):
