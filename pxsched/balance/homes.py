@@ -1,7 +1,7 @@
 """Where a VM could live instead: other CPU sets of the same kind as its home, and wider ones.
 
 A home is a cache group of one node, a node or everything, of one kind of CPU (performance or efficiency
-cores), as placement has them (design: classes of VM). Where an admin, a small host or a pin made it narrower
+cores), as placement has them. Where an admin, a small host or a pin made it narrower
 than a cache group, other homes of the same size are made from the least loaded CPUs.
 """
 

@@ -10,7 +10,7 @@ from pxsched.value import replace
 
 
 def vm_class(machine: Machine, policy: Policy, vcpus: int) -> VmClass:
-    """The class a VM gets (design: classes of VM). `affinity` comes first, as the admin wrote it."""
+    """The class a VM gets. `affinity` comes first, as the admin wrote it."""
     if machine.affinity and len(machine.affinity) == vcpus:
         return VmClass.PINNED
     if policy.wish is Wish.DEDICATED:

@@ -15,7 +15,7 @@ from pxsched.value import NOTHING, Value
 
 
 class VmClass(StrEnum):
-    """How a VM's vCPU threads are bound (design: classes of VM)."""
+    """How a VM's vCPU threads are bound."""
 
     PINNED = "pinned"
     CONSTRAINED = "constrained"

@@ -14,7 +14,7 @@ from pxsched.value import NOTHING, Value, fields
 
 
 class Wish(StrEnum):
-    """The class asked for; `auto` leaves it to `affinity` (design: classes of VM)."""
+    """The class asked for; `auto` leaves it to `affinity`."""
 
     AUTO = "auto"
     DEDICATED = "dedicated"
