@@ -1,8 +1,8 @@
 """Where a VM could live instead: other CPU sets of the same kind as its home, and wider ones.
 
 A home is a cache group of one node, a node or everything, of one kind of CPU (performance or efficiency
-cores), as placement has them. Where an admin, a small host or a pin made it narrower than a cache group, other
-homes of the same size are made from the least loaded CPUs.
+cores), as placement has them. Where an admin, a small host or a pin made it narrower than a cache group,
+other homes of the same size are made from the least loaded CPUs.
 """
 
 from collections.abc import Iterable, Mapping

@@ -132,7 +132,7 @@ def test_a_hook_loads_none_of_it(pair):
 def test_the_timer_loads_what_publishes_and_no_more(pair):
     call = f"from pxsched import tick; tick.tick(tick.Root({str(pair.base / 'pve1')!r}), {{}})"
     mine = {name for name in loaded(call) if name.startswith("pxsched.cluster.")}
-    assert mine == {f"pxsched.cluster.{name}" for name in ("publish", "members", "publication", "machine")}
+    assert mine == {f"pxsched.cluster.{name}" for name in ("publish", "publication", "machine")}
     assert file(pair).exists()
 
 
