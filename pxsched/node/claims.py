@@ -17,7 +17,7 @@ from pxsched.node import fences, wishes
 from pxsched.node import trial as trials
 from pxsched.node.sighting import Node, Sighting
 from pxsched.node.trial import Trial
-from pxsched.placement.request import Holding, Placement, Refused, Request, VmClass
+from pxsched.placement.request import EXCLUSIVE, Holding, Placement, Refused, Request, VmClass
 from pxsched.root import Root
 from pxsched.settings.policy import Policy
 from pxsched.value import replace
@@ -162,15 +162,22 @@ def _forget_dead(
 
 
 def _drop(ledger: Ledger, vmid: int, changes: Changes, reason: str) -> None:
-    """Ends a claim. Shared VMs that had to make room for it are placed again when they are next looked at."""
+    """Ends a claim. Shared VMs that had to make room for it are placed again when they are next looked at,
+    and pinned ones whose other threads found no room beside it.
+    """
     gone = ledger.claims.pop(vmid).placement
     changes.dropped.append(vmid)
     if reason:
         changes.why[vmid] = reason
-    if gone.vm_class is VmClass.DEDICATED:
-        for other, claim in ledger.claims.items():
-            if claim.placement.vm_class is VmClass.SHARED and claim.placement.nodes & gone.nodes:
-                ledger.claims[other] = replace(claim, signature="")
+    if gone.vm_class not in EXCLUSIVE:
+        return
+    for other, claim in ledger.claims.items():
+        place = claim.placement
+        crowded = (place.vm_class is VmClass.SHARED and gone.vm_class is VmClass.DEDICATED) or (
+            place.vm_class is VmClass.PINNED and place.emulator <= place.cpus
+        )
+        if crowded and place.nodes & gone.nodes:
+            ledger.claims[other] = replace(claim, signature="")
 
 
 _ORDER = {VmClass.PINNED: 0, VmClass.DEDICATED: 1, VmClass.CONSTRAINED: 2, VmClass.SHARED: 3}
@@ -221,6 +228,13 @@ class _Around:
 
         return place(offer.host(self.node, self._others, allocated=allocated), holdings, wish)
 
+    def clear(self, holdings: list[Holding], wish: Request, placement: Placement) -> Placement:
+        """Leaves its vCPUs where they are, and gives its other threads CPUs that nobody has to himself."""
+        from pxsched.node import offer
+        from pxsched.placement.housekeeping import cleared
+
+        return cleared(offer.host(self.node, self._others, allocated=True), holdings, wish, placement)
+
 
 def _claim(
     around: _Around, ledger: Ledger, wish: Request, sighting: Sighting, policy: Policy, taken: frozenset[int]
@@ -239,6 +253,8 @@ def _claim(
         wish = replace(wish, previous=placement, load=load)
         holdings = ledger.holdings(but=wish.vmid)
         placement = around.place(holdings, wish, allocated=sighting.process is not None)
+    elif before is not None and _in_the_way(before, ledger.felt()):
+        placement = around.clear(ledger.holdings(but=wish.vmid), wish, placement)
     claim = before or Claim(placement, State.STARTING, since_ns=ledgers.now_ns())
     ledger.claims[wish.vmid] = Claim(
         placement,
@@ -282,13 +298,31 @@ def _fits(node: Node, claim: Claim, taken: frozenset[int]) -> bool:
     return placement.cpus <= node.topology.online
 
 
+def _in_the_way(claim: Claim, felt: Mapping[int, Claim]) -> bool:
+    """Whether threads of a VM with CPUs of its own run where another one has its own since.
+
+    felt: claims, among them those of all VMs that have some.
+    """
+    placement = claim.placement
+    rest = placement.emulator - placement.cpus
+    return placement.vm_class in EXCLUSIVE and any(
+        other.placement.vm_class in EXCLUSIVE and rest & other.placement.cpus
+        for vmid, other in felt.items()
+        if vmid != claim.vmid
+    )
+
+
 def displaced(ledger: Ledger) -> list[int]:
-    """Shared VMs whose home was dedicated to another VM since."""
-    taken = dedicated(ledger.felt().values())
-    if not taken:
-        return []
-    homes = ledger.holdings()
-    return [home.vmid for home in homes if home.vm_class is VmClass.SHARED and home.cpus & taken]
+    """Shared VMs whose home was dedicated to another VM since, and VMs whose other threads are in the way of
+    somebody's vCPUs.
+    """
+    felt = ledger.felt()
+    found = [vmid for vmid, claim in felt.items() if _in_the_way(claim, felt)]
+    taken = dedicated(felt.values())
+    if taken:
+        homes = ledger.holdings()
+        found += [home.vmid for home in homes if home.vm_class is VmClass.SHARED and home.cpus & taken]
+    return found
 
 
 def moved_to(placement: Placement, cpus: frozenset[int], nodes: frozenset[int], why: str) -> Placement:

@@ -20,7 +20,10 @@ from pxsched.settings.policy import Smt
 
 
 class Search:
-    """One request on one machine state; everything is computed at most once."""
+    """One request on one machine state; everything is computed at most once.
+
+    shunned: CPUs of the pool that others run on, too: as few of them as can be are taken.
+    """
 
     def __init__(
         self,
@@ -30,6 +33,7 @@ class Search:
         allowed: int,
         pool: int,
         allowance: Allowance | None = None,
+        shunned: int = 0,
     ) -> None:
         self.host = host
         self.allowed = allowed
@@ -38,7 +42,10 @@ class Search:
         self.occupied = occupied
         busy = occupied.taken | (mask_of(host.housekeeping) if request.cpus is None else 0)
         self.usable = usable_for(self.machine, pool, busy, request.smt)
-        self.touched = self.machine.spread(occupied.taken) if request.smt is Smt.SHARE else 0
+        self.shunned = shunned
+        self.touched = shunned & pool
+        if request.smt is Smt.SHARE:
+            self.touched |= self.machine.spread(occupied.taken)
         self.room = memory.room_of(self.machine, host, request)
         self.parts = parts_of(self.machine, request)
         self.allowance = allowance or Allowance()
@@ -60,7 +67,7 @@ class Search:
 
     def _found(self) -> list[Candidate]:
         found: list[Candidate] = []
-        # With `share`: first as if it were not allowed, for the L3 groups that then serve are others.
+        # First as if cores that others have part of were not allowed: the L3 groups that then serve differ.
         for usable in dict.fromkeys((self.usable & ~self.touched, self.usable)):
             if any(candidate.ideal for candidate in found):
                 break
@@ -337,7 +344,7 @@ class Search:
             and self._devices(nodes) <= best.score.devices
             and len(machine.groups_of(mask)) <= best.score.groups
             and cores <= best_cores
-            and (mask & self.touched).bit_count() <= best.score.joined
+            and len({machine.core_of[cpu] for cpu in bits(mask & self.touched)}) <= best.score.joined
             and self.room.of(nodes) >= self._least_memory
             and self._guest_nodes_kept(cpus, best)
             and any(

@@ -21,25 +21,28 @@ def place_dedicated(host: Host, holdings: Sequence[Holding], request: Request) -
     allowed = offered(machine, host, request)
     free = allowed & ~occupied.blocked
     allowance = Allowance()
-    for pool in _pools(machine, occupied, free, request):
-        search = Search(host, request, occupied, allowed, pool, allowance)
+    for pool, shunned in _pools(machine, occupied, free, request):
+        search = Search(host, request, occupied, allowed, pool, allowance, shunned)
         found = search.candidates()
         if found:
             return _answer(host, holdings, search, found, request)
     raise refusals.refusal(search, allowed)
 
 
-def _pools(machine: Machine, occupied: Occupancy, free: int, request: Request) -> list[int]:
-    """The CPUs to choose from. First without those that others cannot leave: where the admin lets VMs float,
-    and where somebody is confined whom nobody moves, at best without the siblings of these CPUs. Who may run
-    wherever this VM may is confined only in the beginning.
+def _pools(machine: Machine, occupied: Occupancy, free: int, request: Request) -> list[tuple[int, int]]:
+    """The CPUs to choose from, and of these the ones to take as few of as can be.
+
+    First without those that others cannot leave: where the admin lets VMs float, and where somebody is
+    confined whom nobody moves, at best without the siblings of these CPUs. Who may run wherever this VM may
+    is confined only in the beginning.
     """
     fence = machine.online if request.fence is None else mask_of(request.fence)
     confined = occupied.confined(machine.online)
     kept = occupied.confined(machine.online & ~machine.isolated & fence)
     fixed = (machine.spread(confined), confined, machine.spread(kept), kept)
     pools = [free & ~held & ~occupied.constrained for held in fixed]
-    return list(dict.fromkeys((*pools, free & ~confined, free & ~kept, free)))
+    pools += [free & ~confined, free & ~kept, free]
+    return [(pool, pool & (kept | occupied.constrained)) for pool in dict.fromkeys(pools)]
 
 
 def _answer(
@@ -56,7 +59,9 @@ def _answer(
 
     def other_group() -> Candidate | None:
         rest = search.usable & ~_groups_mask(search.machine, chosen.mask)
-        second = Search(host, request, search.occupied, search.allowed, rest, search.allowance)
+        second = Search(
+            host, request, search.occupied, search.allowed, rest, search.allowance, search.shunned
+        )
         return min(second.candidates(), key=lambda candidate: candidate.score, default=None)
 
     why = explanation.dedicated(

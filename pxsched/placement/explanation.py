@@ -76,7 +76,7 @@ def _dedicated_warnings(search: Search, chosen: Candidate) -> list[str]:
         )
     if chosen.split:
         lines.append("warning: a guest NUMA node fits on no host node and is divided over several")
-    if chosen.score.joined:
+    if chosen.score.joined and request.smt is Smt.SHARE:
         lines.append(
             f'shares {obstacles.count(chosen.score.joined, "core")} with other VMs, as smt = "share" allows'
         )

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pxsched.host import cpulist
 from pxsched.host.topology import Topology
 from pxsched.placement.machine import machine_of, mask_of, set_of
-from pxsched.placement.request import EXCLUSIVE, Foreign, Holding, Host, Request
-from pxsched.settings.policy import NodeSettings
-from pxsched.value import NOTHING
+from pxsched.placement.request import EXCLUSIVE, Foreign, Holding, Host, Placement, Request, VmClass
+from pxsched.settings.policy import NodeSettings, Smt
+from pxsched.value import NOTHING, replace
+
+SQUEEZED = "warning: its emulator and I/O threads run on its vCPUs' CPUs: its nodes have no other left"
 
 
 def housekeeping(topology: Topology, settings: NodeSettings) -> frozenset[int]:
@@ -34,27 +36,39 @@ def emulator(
     own: frozenset[int],
 ) -> tuple[frozenset[int], list[str]]:
     """The CPUs for emulator, iothread and vhost threads of a VM whose vCPUs have their `own`, and what is to
-    be said: housekeeping CPUs of its nodes; else idle ones there, which nobody has to himself, rather not
-    siblings of its own; else its own.
+    be said: housekeeping CPUs of its nodes; else idle ones there, rather not siblings of its own; else its
+    own. Nobody has them to himself.
     """
     machine = machine_of(host.topology)
-    near = set_of(sum(machine.cpus.get(node, 0) for node in nodes))
+    near = sum(machine.cpus.get(node, 0) for node in nodes)
     if request.fence is not None:
-        near &= request.fence
-    kept = near & host.housekeeping - own
-    if kept:
-        return kept, []
-    idle = floating = near - host.topology.isolated
-    idle -= own
+        near &= mask_of(request.fence)
+    free = near & ~mask_of(own)
     for holding in holdings:
         if holding.vmid != request.vmid and holding.vm_class in EXCLUSIVE:
-            idle -= holding.cpus
+            held = mask_of(holding.cpus)
+            alone = holding.smt is Smt.ISOLATE and holding.vm_class is VmClass.DEDICATED
+            free &= ~(machine.spread(held) if alone else held)
+    kept = free & mask_of(host.housekeeping)
+    if kept:
+        return set_of(kept), []
+    floating = near & ~machine.isolated
+    idle = free & floating
     for other in host.foreign:
-        if not other.cpus >= floating:
-            idle -= other.cpus
+        mask = mask_of(other.cpus)
+        if floating & ~mask:
+            idle &= ~mask
     if idle:
-        return idle - set_of(machine.spread(mask_of(own))) or idle, []
-    return own, ["warning: its emulator and I/O threads run on its vCPUs' CPUs: its nodes have no other left"]
+        return set_of(idle & ~machine.spread(mask_of(own)) or idle), []
+    return own, [SQUEEZED]
+
+
+def cleared(host: Host, holdings: Sequence[Holding], request: Request, placement: Placement) -> Placement:
+    """The same vCPUs, and other CPUs for the rest: somebody has got some of those to himself."""
+    own = placement.cpus
+    near, lines = emulator(host, holdings, request, host.topology.nodes_of(own), own)
+    why = (line for line in placement.why if line != SQUEEZED)
+    return replace(placement, emulator=near, why=(*why, *lines))
 
 
 def host_of(

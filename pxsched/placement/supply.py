@@ -14,7 +14,7 @@ from pxsched.settings.policy import Smt
 class Fill(NamedTuple):
     """CPUs chosen on one node. groups: their L3 groups; broken: untouched L3 groups that are now partly
     used; leftover: CPUs still free in the chosen groups; disturbed: demand of shared VMs living there;
-    joined: cores that another VM has part of.
+    joined: cores that somebody else has part of.
     """
 
     mask: int
@@ -27,7 +27,7 @@ class Fill(NamedTuple):
 
 class Stock(NamedTuple):
     """One cell's usable CPUs. whole: nothing of the cell is in use. alone: how many of the CPUs are on cores
-    that no other VM has part of.
+    that nobody else has part of.
     """
 
     cell: Cell
@@ -62,7 +62,7 @@ def usable_for(machine: Machine, pool: int, busy: int, smt: Smt) -> int:
 def stocks_of(
     cells: Sequence[Cell], usable: int, taken: int, touched: int, crowd: Callable[[int], float]
 ) -> list[Stock]:
-    """touched: CPUs on cores of which another VM has part."""
+    """touched: CPUs on cores of which somebody else has part."""
     found = []
     for cell in cells:
         mask = usable & cell.mask
@@ -188,8 +188,8 @@ def _joined(chosen: Sequence[Stock], shared: int) -> int:
 
 
 def _cores(stock: Stock, count: int, touched: int) -> int:
-    """`count` CPUs of one cell: whole cores first, then the core that is left least of; what another VM has
-    part of only where nothing else is left.
+    """`count` CPUs of one cell: whole cores first, then the core that is left least of; what somebody
+    else has part of only where nothing else is left.
     """
     if count == stock.capacity:
         return stock.mask
@@ -198,7 +198,7 @@ def _cores(stock: Stock, count: int, touched: int) -> int:
         return _cores(stock, count, 0)
     cores = [core & stock.mask for core in stock.cell.cores if core & stock.mask]
     # Stable: among cores of one size the lower one comes first.
-    cores.sort(key=int.bit_count, reverse=True)
+    cores.sort(key=lambda core: (-(core & touched).bit_count(), core.bit_count()), reverse=True)
     picked, left = 0, count
     broken = 0
     for core in cores:

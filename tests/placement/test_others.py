@@ -49,9 +49,24 @@ def test_siblings_of_the_cpus_somebody_is_confined_to_are_avoided_while_there_ar
 
 def test_who_cannot_be_avoided_is_named_in_a_warning():
     others = (foreign("VM 200", "1,9,2,10"), foreign("container 300", "5"))
-    answer = place(host(EIGHT_CORES, "0,8", foreign=others), [], wish(12))
+    answer = place(host(EIGHT_CORES, "0,8", foreign=others), [], wish(14))
     line = next(line for line in answer.why if "confined" in line)
     assert line.startswith("warning: VM 200 and container 300 are confined to some of these CPUs")
+
+
+@pytest.mark.parametrize(("vcpus", "shared_with_others"), [(10, 1), (12, 3), (14, 5)])
+def test_of_cpus_that_others_are_confined_to_no_more_are_taken_than_are_lacking(vcpus, shared_with_others):
+    confined = cpulist.parse("1-2,5,9-10")
+    others = (foreign("VM 200", "1,9,2,10"), foreign("container 300", "5"))
+    answer = place(host(EIGHT_CORES, "0,8", foreign=others), [], wish(vcpus))
+    assert len(answer.cpus & confined) == shared_with_others
+
+
+def test_of_cpus_that_an_affinity_lets_a_vm_float_on_no_more_are_taken_than_are_lacking():
+    lists = wish(2, 200, VmClass.CONSTRAINED, affinity=(1, 9, 2, 10, 3, 11))
+    floats = holding_of(place(host(EIGHT_CORES), [], lists), lists)
+    answer = place(host(EIGHT_CORES, "0,8"), [floats], wish(10))
+    assert answer.cpus == cpulist.parse("4-7,12-15") | {1, 9}
 
 
 def test_who_may_run_anywhere_is_in_nobodys_way():
