@@ -50,7 +50,9 @@ def vms(subject: Subject) -> Iterator[Finding]:
 
 
 def _refusal(guest: Guest, found: Outlook) -> Iterator[Finding]:
-    if found.claim is None and guest.running:
+    if found.claim is None and remarks.CANNOT_START in found.refused and not guest.running:
+        yield Finding(Level.BAD, "placement", f"VM {guest.vmid}: {found.refused}", _shown(guest))
+    elif found.claim is None and guest.running:
         text = f"VM {guest.vmid} runs unplaced: {found.refused}"
         yield Finding(Level.WARN, "placement", text, f"`pxsched plan {guest.vmid}` once that has changed")
     elif found.claim is None:
@@ -65,13 +67,17 @@ def _warnings(guest: Guest, found: Outlook, known: set[str]) -> Iterator[Finding
         if line in known:
             continue
         if remarks.CANNOT_START in line:
-            level, remedy = Level.BAD, f"`qm config {guest.vmid}` shows what Proxmox reads"
+            level, remedy = Level.BAD, _shown(guest)
         else:
             level = Level.WARN if guest.running else Level.NOTE
             remedy = (
                 _ISOLATED if "isolcpus" in line else f"`pxsched plan {guest.vmid}` shows what comes of it"
             )
         yield Finding(level, "placement", f"VM {guest.vmid}: {line}", remedy)
+
+
+def _shown(guest: Guest) -> str:
+    return f"`qm config {guest.vmid}` shows what Proxmox reads"
 
 
 def _node(subject: Subject) -> Node:

@@ -14,7 +14,7 @@ from pxsched.guest.grammar import parse as parse
 from pxsched.guest.hookscript import is_ours
 from pxsched.guest.options import GuestNode as GuestNode
 from pxsched.guest.options import HostPci as HostPci
-from pxsched.value import Value
+from pxsched.value import Value, replace
 
 if TYPE_CHECKING:
     from pxsched.guest.arguments import Smp
@@ -99,7 +99,7 @@ def machine(config: Config) -> Machine:
         cpu_limit=values.fraction(options.get("cpulimit", "0")),
         affinity=values.affinity(affinity),
         numa=values.boolean(options.get("numa", "0")),
-        guest_nodes=tuple(values.guest_node(text) for _number, text in _numbered(options, "numa")),
+        guest_nodes=_guest_nodes(options),
         hugepage_mib=None if hugepages is None else values.hugepages(hugepages),
         hostpci=tuple(values.hostpci(number, text) for number, text in _numbered(options, "hostpci")),
         vfio=any(driver in options.get("args", "") for driver in ("vfio-", "vhost-vdpa")),
@@ -132,6 +132,15 @@ def _smp(args: str, sockets: int, cores: int, vcpus: int, warnings: list[str]) -
             f"-smp in `args` makes it {smp.cpus} vCPUs ({smp}), where the configuration says {vcpus}"
         )
     return smp
+
+
+def _guest_nodes(options: Mapping[str, str]) -> tuple[GuestNode, ...]:
+    """In order; those behind a gap bear their names."""
+    found = ((number, values.guest_node(text)) for number, text in _numbered(options, "numa"))
+    return tuple(
+        node if number == position else replace(node, name=f"numa{number}")
+        for position, (number, node) in enumerate(found)
+    )
 
 
 def _numbered(options: Mapping[str, str], stem: str) -> list[tuple[int, str]]:

@@ -253,7 +253,7 @@ def _claim(
         wish = replace(wish, previous=placement, load=load)
         holdings = ledger.holdings(but=wish.vmid)
         placement = around.place(holdings, wish, allocated=sighting.process is not None)
-    elif before is not None and _in_the_way(before, ledger.felt()):
+    elif before is not None and _in_the_way(node, before, ledger.felt()):
         placement = around.clear(ledger.holdings(but=wish.vmid), wish, placement)
     claim = before or Claim(placement, State.STARTING, since_ns=ledgers.now_ns())
     ledger.claims[wish.vmid] = Claim(
@@ -298,13 +298,14 @@ def _fits(node: Node, claim: Claim, taken: frozenset[int]) -> bool:
     return placement.cpus <= node.topology.online
 
 
-def _in_the_way(claim: Claim, felt: Mapping[int, Claim]) -> bool:
-    """Whether threads of a VM with CPUs of its own run where another one has its own since.
+def _in_the_way(node: Node, claim: Claim, felt: Mapping[int, Claim]) -> bool:
+    """Whether threads of a VM with CPUs of its own run where another one has its own since, and the admin
+    does not want them there.
 
     felt: claims, among them those of all VMs that have some.
     """
     placement = claim.placement
-    rest = placement.emulator - placement.cpus
+    rest = placement.emulator - placement.cpus - cpulist.parse(node.settings.node.housekeeping)
     return placement.vm_class in EXCLUSIVE and any(
         other.placement.vm_class in EXCLUSIVE and rest & other.placement.cpus
         for vmid, other in felt.items()
@@ -312,12 +313,12 @@ def _in_the_way(claim: Claim, felt: Mapping[int, Claim]) -> bool:
     )
 
 
-def displaced(ledger: Ledger) -> list[int]:
+def displaced(node: Node, ledger: Ledger) -> list[int]:
     """Shared VMs whose home was dedicated to another VM since, and VMs whose other threads are in the way of
     somebody's vCPUs.
     """
     felt = ledger.felt()
-    found = [vmid for vmid, claim in felt.items() if _in_the_way(claim, felt)]
+    found = [vmid for vmid, claim in felt.items() if _in_the_way(node, claim, felt)]
     taken = dedicated(felt.values())
     if taken:
         homes = ledger.holdings()

@@ -7,7 +7,7 @@ energy preference need; Proxmox's own refusals at start.
 
 from collections.abc import Iterable, Iterator
 
-from pxsched.guest import config, passthrough
+from pxsched.guest import config, guestnodes, passthrough
 from pxsched.guest.config import Machine
 from pxsched.host import cpulist, devices, frequency
 from pxsched.host.frequency import FrequencyPolicy
@@ -30,6 +30,7 @@ def of_vm(node: Node, sighting: Sighting, claim: Claim | None, fence: Fence | No
         return ()
     lines = [
         *machine.warnings,
+        *guestnodes.remarks(machine),
         *of_file(node.root, sighting),
         *of_devices(node.root, machine, node.name),
         *([sighting.surplus] if sighting.surplus else []),

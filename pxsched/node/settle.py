@@ -121,7 +121,7 @@ def _turn(
         report = reconcile(node.root, ledger, plan.settings, owners, spared=spared)
         notes = [*ledger.warnings, *(note for sighting in seen.values() for note in sighting.notes)]
         held = {vmid: ledger.claims[vmid] for vmid in seen if vmid in ledger.claims}
-        crowded = {vmid: ledger.claims[vmid].source for vmid in claims.displaced(ledger)}
+        crowded = {vmid: ledger.claims[vmid].source for vmid in claims.displaced(node, ledger)}
         if changes.called_off is not None:
             trials.remove(node.root)
             if changes.called_off not in seen and changes.called_off in ledger.claims:

@@ -19,7 +19,7 @@ def missing(machine: Machine, request: Request) -> list[str]:
     there = machine.topology.node_by_id.keys()
     return [
         f"{guest.named(number)} binds memory to node {cpulist.format(guest.host_nodes - there)}, which this"
-        f" machine does not have: QEMU will not start"
+        f" machine does not have: the VM cannot start"
         for number, guest in enumerate(request.guest_nodes)
         if not guest.host_nodes <= there
     ]
@@ -37,13 +37,19 @@ def anchors(machine: Machine, request: Request) -> list[frozenset[int]]:
     return [cpu_nodes(machine, guest.host_nodes) for guest in request.guest_nodes]
 
 
-def anchored(machine: Machine, request: Request, vcpus: Sequence[frozenset[int]]) -> list[frozenset[int]]:
-    """The CPUs of each vCPU less those away from its memory, where that leaves any."""
+def anchored(
+    machine: Machine, request: Request, vcpus: Sequence[frozenset[int]], *, uncrowded: bool = False
+) -> list[frozenset[int]]:
+    """The CPUs of each vCPU less those away from its memory, where that leaves any. uncrowded: or rather, as
+    many as there are vCPUs: memory further away costs less than waiting.
+    """
     found = list(vcpus)
     for part, nodes in zip(parts_of(machine, request), anchors(machine, request), strict=True):
         beside = set_of(nodes_mask(machine, nodes))
+        least = len(part.vcpus) if uncrowded else 1
         for vcpu in part.vcpus:
-            found[vcpu] = found[vcpu] & beside or found[vcpu]
+            near = found[vcpu] & beside
+            found[vcpu] = near if len(near) >= least else found[vcpu]
     return found
 
 

@@ -66,13 +66,8 @@ def place_constrained(host: Host, holdings: Sequence[Holding], request: Request)
         why.append(f"warning: {request.vcpus} vCPUs share {len(cpus)} CPUs")
     why += _overlaps(host, holdings, request, cpus)
     machine = machine_of(host.topology)
-    why += bindings.warnings(
-        machine,
-        request,
-        bindings.anchored(machine, request, (cpus,) * request.vcpus),
-        f"{where} keeps its vCPUs on",
-    )
-    vcpus = tuple(bindings.anchored(machine, request, (cpus,) * request.vcpus))
+    vcpus = tuple(bindings.anchored(machine, request, (cpus,) * request.vcpus, uncrowded=True))
+    why += bindings.warnings(machine, request, vcpus, f"{where} keeps its vCPUs on")
     if request.guest_nodes or request.sockets > 1:
         from pxsched.placement import together
 
@@ -88,8 +83,12 @@ def place_constrained(host: Host, holdings: Sequence[Holding], request: Request)
 
 
 def _nodes(host: Host, request: Request, cpus: frozenset[int]) -> frozenset[int]:
+    """Where its memory lies: where all of it is bound, nowhere else."""
     machine = machine_of(host.topology)
     wished = frozenset[int]().union(*(guest.host_nodes for guest in request.guest_nodes))
+    bound = all(guest.host_nodes and guest.policy != "preferred" for guest in request.guest_nodes)
+    if wished and bound and wished <= host.topology.node_by_id.keys():
+        return wished
     on = machine.nodes_of(sum(1 << cpu for cpu in cpus))
     return memory_nodes(machine, host, request, on) | (wished & host.topology.node_by_id.keys())
 

@@ -37,7 +37,7 @@ def emulator(
 ) -> tuple[frozenset[int], list[str]]:
     """The CPUs for emulator, iothread and vhost threads of a VM whose vCPUs have their `own`, and what is to
     be said: housekeeping CPUs of its nodes; else idle ones there, rather not siblings of its own; else its
-    own. Nobody has them to himself.
+    own. Nobody has them to himself, unless the admin lists them for housekeeping all the same.
     """
     machine = machine_of(host.topology)
     near = sum(machine.cpus.get(node, 0) for node in nodes)
@@ -49,7 +49,7 @@ def emulator(
             held = mask_of(holding.cpus)
             alone = holding.smt is Smt.ISOLATE and holding.vm_class is VmClass.DEDICATED
             free &= ~(machine.spread(held) if alone else held)
-    kept = free & mask_of(host.housekeeping)
+    kept = free & mask_of(host.housekeeping) or near & mask_of(host.reserved - own)
     if kept:
         return set_of(kept), []
     floating = near & ~machine.isolated

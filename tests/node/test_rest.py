@@ -49,8 +49,15 @@ def test_where_nothing_is_left_they_are_on_the_vms_own_cpus_until_somebody_goes(
     assert rest(pinned, 100) == "6" and "no other left" not in said(pinned, 100)
 
 
-def test_housekeeping_cpus_that_somebody_is_pinned_to_are_not_for_others(pinned):
+def test_the_default_housekeeping_cpus_are_not_for_others_once_somebody_is_pinned_there(pinned):
     pinned.vm(101, "cores: 1\naffinity: 7", vcpus=1)
-    pinned.settings('[node]\nhousekeeping = "0,3"')
+    pinned.vm(102, "cores: 2\naffinity: 6,8", vcpus=2)
     pinned.run("tick")
-    assert rest(pinned, 101) == "6,8"
+    assert rest(pinned, 101) == "7", "CPU 6, the core's other one, is VM 102's"
+
+
+def test_cpus_that_the_admin_lists_for_housekeeping_are_obeyed(pinned):
+    pinned.settings('[node]\nhousekeeping = "0"')
+    pinned.vm(101, "cores: 1\naffinity: 7", vcpus=1)
+    pinned.run("tick")
+    assert rest(pinned, 101) == "0", "though VM 100 is pinned there"
