@@ -11,7 +11,7 @@ from pxsched.host import cpulist
 from pxsched.value import Value
 
 MAX_VCPUS = 8192  # far above QEMU's limit; a hostile `cores` must not fill the memory
-MAX_MIB = 1 << 32
+LEAST_MIB, MAX_MIB = 16, 1 << 32
 
 # Compiled at first use, which few hooks come to.
 _KEY = r"(?a)[a-z][a-z0-9_-]*"
@@ -81,7 +81,7 @@ def integer(text: str, low: int, high: int) -> int:
 
 
 def memory(text: str) -> int:
-    return integer(property_string(text, "current").get("current", "512"), 1, MAX_MIB)
+    return integer(property_string(text, "current").get("current", "512"), LEAST_MIB, MAX_MIB)
 
 
 def affinity(text: str) -> tuple[int, ...]:
@@ -177,9 +177,16 @@ _CHECKS = {
 }
 
 
+_HIGHEST = {"numa": 7, "hostpci": 15, "net": 31, "virtio": 15, "scsi": 30}
+"""The last of each numbered option that we read (MAX_NETS and its like)."""
+
+
 def invalid(key: str, value: str) -> str | None:
     """Why Proxmox would not take this value of an option we read; None when it would."""
     stem = key.rstrip("0123456789")
+    number = key.removeprefix(stem)
+    if stem in _HIGHEST and number and (str(int(number)) != number or int(number) > _HIGHEST[stem]):
+        return f"there is no such option, they end with {stem}{_HIGHEST[stem]}"
     try:
         if key in _CHECKS:
             _CHECKS[key](value)

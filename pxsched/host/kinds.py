@@ -46,25 +46,27 @@ def kinds(
         rated = {cpu: _number(root.read(f"{CPU_DIR}/cpu{cpu}/cpu_capacity")) for cpu in leaders}
     else:
         rated = {cpu: max_khz.get(cpu) or 0 for cpu in leaders}
-    slow = frozenset(cpu for cpu in leaders if rated[cpu] < _bound(rated.values()))
-    fast = frozenset(leaders) - slow
-    if not slow or not (by_capacity or _differ(root, siblings, fast, slow)):
-        return {}
-    return {
-        cpu: CpuKind.EFFICIENCY if leader in slow else CpuKind.PERFORMANCE
-        for leader in leaders
-        for cpu in siblings[leader]
-    }
+    for bound in _bounds(rated.values()):
+        slow = frozenset(cpu for cpu in leaders if rated[cpu] < bound)
+        fast = frozenset(leaders) - slow
+        if by_capacity or _differ(root, siblings, fast, slow):
+            return {
+                cpu: CpuKind.EFFICIENCY if leader in slow else CpuKind.PERFORMANCE
+                for leader in leaders
+                for cpu in siblings[leader]
+            }
+    return {}
 
 
-def _bound(ratings: Iterable[int]) -> int:
-    """The rating from which on a core is a fast one: above the widest gap. 0 where there is none."""
+def _bounds(ratings: Iterable[int]) -> list[int]:
+    """The ratings from which on a core may be a fast one: above each gap, the widest first. Where there are
+    three kinds, the two lower ones may be further apart than the upper two.
+    """
     steps = sorted(set(ratings))
     if not steps[0]:
-        return 0  # unknown of some
-    gaps = [(upper - lower, upper) for lower, upper in pairwise(steps)]
-    gap, upper = max(gaps, default=(0, 0))
-    return upper if gap >= LEAST_GAP * steps[-1] else 0
+        return []  # unknown of some
+    gaps = sorted(((upper - lower, upper) for lower, upper in pairwise(steps)), reverse=True)
+    return [upper for gap, upper in gaps if gap >= LEAST_GAP * steps[-1]]
 
 
 def _differ(

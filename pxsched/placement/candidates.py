@@ -117,8 +117,8 @@ class Search:
         ]
 
     def _best(self, sets: list[tuple[int, ...]], capacity: Mapping[int, int]) -> list[tuple[int, ...]]:
-        """Of sets as near as each other the most even ones, and of these the nearest to the devices."""
-        for measure in (lambda nodes: self._unevenness(nodes, capacity), self._devices):
+        """Of the nearest sets the most even ones, and of these the nearest to the devices."""
+        for measure in (self._distance, lambda nodes: self._unevenness(nodes, capacity), self._devices):
             values = [measure(nodes) for nodes in sets]
             best = min(values)
             sets = [nodes for nodes, value in zip(sets, values, strict=True) if value == best]
@@ -254,7 +254,7 @@ class Search:
         score = Score(
             nodes=len(nodes),
             bare=len(self.machine.bare.intersection(nodes)),
-            distance=nearness(nodes, self.machine.pair),
+            distance=self._distance(nodes),
             unevenness=0 if self.parts else self._unevenness(nodes, capacity),
             devices=self._devices(nodes),
             groups=len(frozenset().union(*(chosen.groups for chosen in sound))),
@@ -311,6 +311,9 @@ class Search:
         """Nodes that give memory only are not counted."""
         return unevenness([capacity[node] for node in nodes if capacity[node]], self.request.vcpus)
 
+    def _distance(self, nodes: Nodes) -> int:
+        return nearness(nodes, self.machine.pair) + self.room.remoteness(nodes, self.request.memory_mib)
+
     def _devices(self, nodes: Sequence[int]) -> int:
         return remoteness(self.machine, nodes, self.request.device_nodes)
 
@@ -339,7 +342,7 @@ class Search:
         as_good = (
             len(nodes) == len(best.nodes)
             and sorted(counts) == sorted(best_counts)
-            and nearness(nodes, machine.pair) <= best.score.distance
+            and self._distance(nodes) <= best.score.distance
             and len(machine.bare.intersection(nodes)) <= best.score.bare
             and self._devices(nodes) <= best.score.devices
             and len(machine.groups_of(mask)) <= best.score.groups

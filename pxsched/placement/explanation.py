@@ -261,7 +261,7 @@ def _why_no_home(best: HomeScore, rival: HomeScore) -> str:
     if rival.crowd != best.crowd:
         return f"more demand there ({rival.contention:.2f} per CPU)"
     if rival.bare != best.bare:
-        return "it has no memory of its own"
+        return "part of it has no memory of its own"
     if rival.kinds != best.kinds:
         return "it mixes kinds of CPU" if rival.kinds[0] else "its CPUs are of a kind less preferred"
     if rival.contention > best.contention:
@@ -278,11 +278,9 @@ def _why_no_home(best: HomeScore, rival: HomeScore) -> str:
 def far_memory(room: memory.Room, nodes: frozenset[int]) -> list[str]:
     """Which nodes without CPUs a VM has memory on, for want of other."""
     far = sorted(nodes & room.far) if room.reach else []
-    return (
-        [f"memory on {obstacles.nodes(far)}, too, nodes without CPUs: the others cannot hold it"]
-        if far
-        else []
-    )
+    if not far:
+        return []
+    return [f"memory on {obstacles.nodes(far)}, too, of the nodes without CPUs: the others cannot hold it"]
 
 
 def _place(machine: Machine, nodes: Sequence[int], mask: int) -> str:

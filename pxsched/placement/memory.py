@@ -4,7 +4,7 @@ A node without CPUs (Optane, CXL, MCDRAM) serves nodes without memory, and other
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 
 from pxsched.placement.machine import NO_NODE, Machine
@@ -18,16 +18,27 @@ UNLIMITED = math.inf
 class Room(Value):
     """The memory that one VM can have. free: MiB by node, unlimited where nothing is known; 0 on nodes that
     have none. reach: whether it may have that of nodes without CPUs (far), which comes last.
+    tight: it is on no more nodes than its CPUs are, those that lend to nodes without memory included.
     """
 
     machine: Machine
     free: Mapping[int, float]
     far: frozenset[int]
     reach: bool = False
+    tight: bool = False
 
-    def of(self, nodes: Iterable[int]) -> float:
+    def of(self, nodes: Collection[int]) -> float:
         """MiB for a VM with CPUs on these nodes. What is lent to several of them is counted once."""
-        return sum(self.free[node] for node in self._reached(nodes))
+        found = [self.free[node] for node in self._reached(nodes)]
+        return sum(sorted(found, reverse=True)[: len(nodes)] if self.tight else found)
+
+    def remoteness(self, nodes: Collection[int], memory_mib: int) -> int:
+        """How far such a VM's CPUs are from its memory on nodes without CPUs, in all."""
+        if not self.reach:
+            return 0
+        distance = self.machine.topology.distance
+        used = self.nodes(nodes, memory_mib) & self.far
+        return sum(distance(node, far) for node in nodes if node != NO_NODE for far in used)
 
     def _reached(self, nodes: Iterable[int]) -> set[int]:
         found = set(nodes)
@@ -84,7 +95,8 @@ def room_of(machine: Machine, host: Host, request: Request) -> Room:
 def rooms(machine: Machine, host: Host, request: Request) -> list[Room]:
     """From what a VM is given first to what it is given last."""
     near = room_of(machine, host, request)
-    return [near, replace(near, reach=True)] if near.far else [near]
+    found = [replace(near, tight=True), near] if machine.bare else [near]
+    return [*found, replace(near, reach=True)] if near.far else found
 
 
 def free_memory(machine: Machine, host: Host, request: Request) -> Mapping[int, float]:

@@ -186,7 +186,7 @@ class Homes:
         return Home(
             HomeScore(
                 nodes=len(nodes),
-                distance=nearness(nodes, machine.pair),
+                distance=nearness(nodes, machine.pair) + self.room.remoteness(nodes, request.memory_mib),
                 short=max(0, request.vcpus - mask.bit_count()),
                 devices=remoteness(machine, nodes, request.device_nodes),
                 away=len(request.resident.difference(nodes)),

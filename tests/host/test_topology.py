@@ -346,6 +346,12 @@ def test_cores_with_a_gap_between_them_that_are_built_differently_are_two_kinds(
     assert found == {CpuKind.PERFORMANCE: {0, 1, 2, 3}, CpuKind.EFFICIENCY: {4, 5, 6, 7}}
 
 
+def test_of_three_kinds_the_two_that_are_built_differently_are_told_apart(tree):
+    khz = [5_000_000] * 4 + [3_800_000] * 2 + [2_500_000] * 2  # the lower two are the further apart
+    found = kinds(rated(tree, khz, cache__index2__size=("2048K\n",) * 4 + ("4096K\n",) * 4))
+    assert found == {CpuKind.PERFORMANCE: {0, 1, 2, 3}, CpuKind.EFFICIENCY: {4, 5, 6, 7}}
+
+
 def test_the_two_cores_of_an_opteron_module_are_no_siblings(machines):
     read = topology.read(Root(str(machines / "hwloc-64amd64-4s2n4ca2co/root")))
     assert all(cpu.siblings == {cpu.id} for cpu in read.cpus.values())

@@ -276,6 +276,19 @@ def test_memory_only_nodes_serve_last_and_the_nearest_first(vm_class):
 
 
 @pytest.mark.parametrize("vm_class", [VmClass.DEDICATED, VmClass.SHARED])
+def test_cpus_beside_the_memory_only_node_that_is_needed_come_first(vm_class):
+    there = host(with_far_memory(0, 128), free_mib={0: 20 * GIB, 1: 20 * GIB, 3: 100 * GIB})
+    answer = place(there, [], wish(4, memory_mib=60 * GIB, vm_class=vm_class))
+    assert answer.nodes == {1, 3}
+
+
+@pytest.mark.parametrize("vm_class", [VmClass.DEDICATED, VmClass.SHARED])
+def test_memory_of_two_nodes_is_rather_beside_cpus_of_both_than_lent_to_a_third(vm_class):
+    answer = place(host(THREADRIPPER, free_mib=FREE), [], wish(8, memory_mib=40 * GIB, vm_class=vm_class))
+    assert THREADRIPPER.nodes_of(answer.cpus) == answer.nodes == {0, 2}
+
+
+@pytest.mark.parametrize("vm_class", [VmClass.DEDICATED, VmClass.SHARED])
 def test_who_never_wants_far_memory_is_refused_with_what_there_is(vm_class):
     request = wish(4, memory_mib=60 * GIB, vm_class=vm_class, far_memory=FarMemory.NEVER)
     with pytest.raises(Refused, match=r"node 2 \(memory only\) has 102400 MiB free") as refused:
