@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from pxsched.doctor.finding import Finding, Level, Subject, some
-from pxsched.host import cpulist
+from pxsched.host import cgroup, cpulist
 from pxsched.node import exclusive, others
 from pxsched.node.exclusive import Exclusive, Kind, Sharer
 from pxsched.report.exclusive import summary
@@ -14,11 +14,13 @@ AGAIN = "it is set: see `pxsched status` for what the kernel refused, and the ne
 
 def not_placed(subject: Subject) -> Iterator[Finding]:
     """VMs and containers that placement has to respect, and does not place."""
-    found = others.known(subject.root, {*subject.ledger.claims}).others
+    ours = {*subject.ledger.claims, *(guest.vmid for guest in subject.enabled)}
+    found = others.known(subject.root, ours).others
     if found:
         who = some([f"{other.name} on CPUs {cpulist.format(other.cpus)}" for other in found])
         text = f"not placed, and respected where they may run: {who}"
-        yield Finding(Level.NOTE, "others", text, "`pxsched enable VMID` places a VM")
+        vm = any(other.process for other in found)
+        yield Finding(Level.NOTE, "others", text, "`pxsched enable VMID` places a VM" if vm else "")
 
 
 def dedicated(subject: Subject) -> Iterator[Finding]:
@@ -44,11 +46,15 @@ def _remedy(subject: Subject, kind: Kind, sharers: list[Sharer]) -> str:
     settings: NodeSettings = subject.settings.node
     if kind is Kind.INTERRUPT:
         return AGAIN if settings.device_interrupts else "device_interrupts = true in [node]"
+    if kind is Kind.SLICE and cgroup.version(subject.root) is not cgroup.Version.V2:
+        return "a start with cgroup v2, where `isolation` in [node] keeps them away"
     if kind is Kind.SLICE:
         return AGAIN if settings.isolation is not Isolation.OFF else 'isolation = "slices" in [node]'
     ours = {f"VM {vmid}" for vmid in subject.ledger.claims}
     if kind is Kind.VM and all(one.name in ours for one in sharers):
-        return "the VM's policy leaves its threads where they are (`vcpu`, `emulator`, `vhost`)"
+        return (
+            "`pxsched status` says why: its policy (`vcpu`, `emulator`, `vhost`) or what the kernel refused"
+        )
     return AGAIN if settings.others is Others.CONFINE else 'others = "confine" in [node]'
 
 

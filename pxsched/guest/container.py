@@ -1,8 +1,9 @@
 """Containers as a scheduler sees them: which ones run, and in which control group.
 
-Rules: pve-container starts each in the group `lxc/VMID` at the hierarchy's root, and its monitor process in
-`lxc.monitor/VMID`; what the container makes itself lies below. They are found by these groups: /etc/pve may
-be empty. VMs and containers share one range of numbers.
+Rules: pve-container starts each in the group `lxc/VMID` at the hierarchy's root (its processes in `ns` below
+that, lxc.cgroup.dir.container.inner), and its monitor process in `lxc.monitor/VMID`; what the container makes
+itself lies below. They are found by these groups: /etc/pve may be empty. VMs and containers share one range
+of numbers.
 """
 
 import re
@@ -16,6 +17,11 @@ GROUP, MONITORS = "lxc", "lxc.monitor"
 
 def group(vmid: int) -> str:
     return f"{GROUP}/{vmid}"
+
+
+def inner(vmid: int) -> str:
+    """Where its processes are; older versions have no such group, and the files of the one above hold."""
+    return f"{group(vmid)}/ns"
 
 
 def running(root: Root) -> list[int]:

@@ -96,7 +96,7 @@ def _vm_afresh(root: Root, vmid: int) -> Other | None:
 def container_now(root: Root, vmid: int) -> Other | None:
     """A container's CPUs; None when it ended meanwhile."""
     try:
-        return Other(vmid, None, cgroup.effective_cpus(root, container.group(vmid)))
+        return Other(vmid, None, cgroup.effective_cpus(root, container.inner(vmid)))
     except UserError:
         return None
 

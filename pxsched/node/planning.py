@@ -80,7 +80,7 @@ def _look(node: Node, ledger: Ledger, vmid: int) -> tuple[Sighting, Outlook]:
     changes = claims.update(node, ledger, [sighting], views.device_nodes(node, [sighting]))
     claim = None if vmid in changes.refused else ledger.claims.get(vmid)
     refused = changes.refused.get(vmid, "" if claim else "it ended meanwhile")
-    return sighting, Outlook(claim, refused, remarks.of_vm(node, sighting, claim, fence))
+    return sighting, Outlook(claim, refused, remarks.of_vm(node, sighting, claim, refused, fence))
 
 
 def now(root: Root, key: str) -> str | None:

@@ -23,8 +23,10 @@ from pxsched.settings.policy import Policy, Prefer, Smt
 CANNOT_START = "cannot start"
 
 
-def of_vm(node: Node, sighting: Sighting, claim: Claim | None, fence: Fence | None) -> tuple[str, ...]:
-    """All there is to say of a VM, most important first. claim: its place, None where it has none."""
+def of_vm(
+    node: Node, sighting: Sighting, claim: Claim | None, refused: str, fence: Fence | None
+) -> tuple[str, ...]:
+    """All there is to say of a VM, most important first. claim: its place, None where it is `refused` one."""
     machine = sighting.machine
     if machine is None:
         return ()
@@ -34,7 +36,7 @@ def of_vm(node: Node, sighting: Sighting, claim: Claim | None, fence: Fence | No
         *of_file(node.root, sighting),
         *of_devices(node.root, machine, node.name),
         *([sighting.surplus] if sighting.surplus else []),
-        *([] if _named(fence, claim) else of_fence(fence, node.topology)),
+        *([] if _named(fence, claim, refused) else of_fence(fence, node.topology)),
     ]
     if claim is not None:
         placement, policy = claim.placement, claim.policy
@@ -52,9 +54,10 @@ def of_file(root: Root, sighting: Sighting) -> Iterator[str]:
         yield f"Proxmox drops a line: {warning}"
 
 
-def _named(fence: Fence | None, claim: Claim | None) -> bool:
+def _named(fence: Fence | None, claim: Claim | None, refused: str) -> bool:
     """Whether the placement's reasons speak of the fence already."""
-    return fence is not None and claim is not None and any(fence.name in line for line in claim.placement.why)
+    said = claim.placement.why if claim is not None else (refused,)
+    return fence is not None and any(fence.name in line for line in said)
 
 
 def of_fence(fence: Fence | None, topology: Topology) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pxsched.host import cpulist
-from pxsched.placement import bindings, isolated
+from pxsched.placement import bindings, isolated, obstacles
 from pxsched.placement.housekeeping import emulator
 from pxsched.placement.machine import machine_of
 from pxsched.placement.memory import memory_nodes
@@ -33,7 +33,9 @@ def place_pinned(host: Host, holdings: Sequence[Holding], request: Request) -> P
         why.append(f"warning: {where} lists {_cpus(double)} more than once; vCPUs will share them")
     if request.fence is not None and not request.fence.issuperset(pins):
         outside = frozenset(pins) - request.fence
-        why.append(f"warning: {where} pins to {_cpus(outside)}, outside of {_fence(request)}")
+        none = request.fence.isdisjoint(pins) and where == "affinity"
+        so = ": taskset refuses that, the VM cannot start" if none else ""
+        why.append(f"warning: {where} pins to {_cpus(outside)}, outside of {_fence(request)}{so}")
     own = frozenset(pins)
     why += _overlaps(host, holdings, request, own)
     vcpus = tuple(frozenset((cpu,)) for cpu in pins)
@@ -63,7 +65,7 @@ def place_constrained(host: Host, holdings: Sequence[Holding], request: Request)
     if online != cpus:
         why.append(f"warning: {where} lists {_cpus(online - cpus)}, outside of {_fence(request)}; left out")
     if len(cpus) < request.vcpus:
-        why.append(f"warning: {request.vcpus} vCPUs share {len(cpus)} CPUs")
+        why.append(f"warning: {request.vcpus} vCPUs share {obstacles.count(len(cpus), 'CPU')}")
     why += _overlaps(host, holdings, request, cpus)
     machine = machine_of(host.topology)
     vcpus = tuple(bindings.anchored(machine, request, (cpus,) * request.vcpus, uncrowded=True))

@@ -8,6 +8,7 @@ from pxsched.host import cpulist
 from pxsched.placement import memory, obstacles
 from pxsched.placement.machine import NO_NODE, Machine
 from pxsched.placement.request import Host, Refused, Request
+from pxsched.placement.supply import usable_for
 from pxsched.settings.policy import FarMemory, Smt
 
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ def refusal(search: Search, allowed: int) -> Refused:
             'smt = "require", but no core has siblings online: SMT is off, or these CPUs have none',
             hint='smt = "prefer" takes cores without siblings, too',
         )
+    if request.smt is Smt.REQUIRE and allowed and not usable_for(machine, allowed, 0, request.smt):
+        return Refused(
+            f'smt = "require", but no core is among CPUs {obstacles.cpus(allowed)} with all its siblings:'
+            f" that is all it may use{_limit(machine, request)}",
+            hint='smt = "prefer" takes single siblings, too',
+        )
     wanted = {
         Smt.PREFER: "exclusive CPUs on cores that no other VM has part of",
         Smt.REQUIRE: "exclusive CPUs on whole cores with siblings",
@@ -39,7 +46,7 @@ def refusal(search: Search, allowed: int) -> Refused:
     there = usable.bit_count()
     free = f"{there} {'is' if there == 1 else 'are'} free" + (f" ({numbers})" if numbers else "")
     obstacle = obstacles.in_the_way(search.occupied, [("", allowed, usable)], count)
-    limit = _limit(request)
+    limit = _limit(machine, request)
     return Refused(
         f"needs {count} {wanted if machine.threads > 1 else 'exclusive CPUs'}; {free}"
         f" of {obstacles.count(allowed.bit_count(), 'CPU')} it may use{limit}",
@@ -47,19 +54,24 @@ def refusal(search: Search, allowed: int) -> Refused:
     )
 
 
-def _limit(request: Request) -> str:
-    """Which list of the admin's narrows the choice."""
-    limits = [
+def _limit(machine: Machine, request: Request) -> str:
+    """Which list of the admin's narrows the choice, and what of it is not there."""
+    listed = frozenset(request.affinity)
+    policy = [
         f"{name} {cpulist.format(value)}"
         for name, value in (
-            ("cpus", request.cpus),
+            ("cpus", None if request.cpus == listed else request.cpus),
             ("nodes", request.nodes),
-            (request.affinity_name, request.affinity),
         )
         if value
     ]
-    policy = f" (policy: {', '.join(limits)})" if limits else ", housekeeping and isolated CPUs left out"
-    return policy + obstacles.fence(request)
+    limits = [f"policy: {', '.join(policy)}"] if policy else []
+    if listed:
+        limits.append(f"{request.affinity_name} {cpulist.format(listed)}")
+    if away := (listed | (request.cpus or frozenset())) - machine.topology.online:
+        limits.append(f"offline or absent {cpulist.format(away)}")
+    said = f" ({'; '.join(limits)})" if limits else ", housekeeping and isolated CPUs left out"
+    return said + obstacles.fence(request)
 
 
 def no_cpu_left(machine: Machine, request: Request, allowed: int, beside: int) -> Refused:
@@ -68,7 +80,7 @@ def no_cpu_left(machine: Machine, request: Request, allowed: int, beside: int) -
         hosts = frozenset[int]().union(*(guest.host_nodes for guest in request.guest_nodes))
         return Refused(
             f"guest NUMA nodes bind its memory to {obstacles.nodes(sorted(hosts))}, where it may use no CPU:"
-            f" CPUs {obstacles.cpus(allowed)} are left to it{_limit(request)}"
+            f" CPUs {obstacles.cpus(allowed)} are left to it{_limit(machine, request)}"
         )
     return Refused(
         f"no CPU is left for a shared VM: {(allowed & beside).bit_count()} may be used"

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pxsched.errors import UserError
 from pxsched.guest import config
+from pxsched.guest.hookscript import is_ours
 from pxsched.host import cgroup, cpulist, topology
 from pxsched.host.topology import Topology
 from pxsched.ledger.claim import Claim
@@ -76,7 +77,7 @@ def look(
         Line(
             other.vmid,
             other.name,
-            "not opted in" if other.process else "container",
+            _kind(root, other),
             cpulist.format(other.cpus),
             memory_mib=other.memory_mib,
         )
@@ -99,6 +100,15 @@ def _placed(
         _memory_mib(root, claim),
         None if checked is None else not checked.sharers,
     )
+
+
+def _kind(root: Root, other: Other) -> str:
+    """Of those that have no place; a VM of ours may have been refused one, or waits for the next pass."""
+    if other.process is None:
+        return "container"
+    path = nodes.config_path(root, other.vmid, "")
+    options = config.parse((root.read(path) if path else None) or "", name="").options
+    return "not placed" if is_ours(options.get("hookscript", "")) else "not opted in"
 
 
 def _memory_mib(root: Root, claim: Claim) -> Mapping[int, int]:

@@ -157,7 +157,8 @@ def test_four_cores_are_four_cores(lines):
      "smp: 0", "smp: 2,cores=2", "[a]b]", "[snap]]", "[PENDING]x]",
      "numa0: cpus=0, memory=512", "numa0: cpus = 0,memory=512", "numa0: cpus=0 ,memory=512",
      "numa0: cpus=0,memory=512,colour=red", "numa0: cpus=0,memory=512,hostnodes=", "numa0: cpus=0;,memory=1",
-     "numa0: cpus=0; 1,memory=512", "numa0: 0,memory=512", "hostpci0: 01:00.0, pcie=1"],
+     "numa0: cpus=0; 1,memory=512", "numa0: 0,memory=512", "hostpci0: 01:00.0, pcie=1",
+     "numa8: cpus=0,memory=512", "numa00: cpus=0,memory=512", "hostpci16: 01:00.0", "memory: 15"],
 )  # fmt: skip
 def test_a_line_that_proxmox_would_not_take_is_a_warning_with_file_and_line(line):
     read = parse("name: x", line)

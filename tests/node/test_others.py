@@ -93,6 +93,14 @@ def test_a_vm_that_is_not_opted_in_is_where_its_threads_may_run_whatever_etc_pve
     assert others.known(live, {200}).others == ()
 
 
+def test_a_container_is_where_its_own_processes_may_run_which_are_one_group_below(tmp_path):
+    put(tmp_path, f"{CGROUP}/cgroup.controllers", "cpuset cpu memory")
+    make_container(tmp_path, 101, "0-7")
+    put(tmp_path, f"{CGROUP}/lxc/101/ns/cpuset.cpus.effective", "1,5")
+    found = others.container_now(Root(str(tmp_path)), 101)
+    assert found is not None and found.cpus == {1, 5}
+
+
 @two_cpus
 def test_containers_are_found_by_their_groups_and_named(live, start):
     make_container(live.base, 101, "0")

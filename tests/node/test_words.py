@@ -261,3 +261,37 @@ def test_a_directory_that_is_no_mount_point_is_written(small):
     assert "would write /srv/plain/snippets/pxsched" in small.run(
         "node", "install", "--storage", "plain", "--dry-run"
     )
+
+
+def test_a_host_node_that_is_not_there_keeps_the_vm_from_starting_whatever_its_class(small):
+    numa = "numa: 1\nnuma0: cpus=0-1,memory=2048,hostnodes=7,policy=bind"
+    small.vm(100, f"cores: 2\n{numa}")
+    small.vm(101, f"cores: 2\naffinity: 0,1\n{numa}")
+    small.vm(102, f"cores: 2\naffinity: 0-3\n{numa}")
+    for vmid in 100, 101, 102:
+        found = [line for line in small.findings("placement") if f"VM {vmid}" in line and "node 7" in line]
+        assert found and all(line.startswith("bad: ") and "cannot start" in line for line in found)
+
+
+def test_an_affinity_outside_of_the_slices_cpus_keeps_the_vm_from_starting(small):
+    small.put("sys/fs/cgroup/qemu.slice/cpuset.cpus", "0-5")
+    small.put("sys/fs/cgroup/qemu.slice/cpuset.cpus.effective", "0-5")
+    small.vm(100, "cores: 2\naffinity: 6,7")
+    small.vm(101, "cores: 2\naffinity: 5,6")
+    assert said(
+        small, 100, "AllowedCPUs of qemu.slice lets it have: taskset refuses that, the VM cannot start"
+    )
+    assert not said(small, 101, "cannot start")
+
+
+def test_a_fence_is_named_once(small):
+    small.put("sys/fs/cgroup/qemu.slice/cpuset.cpus", "0-2")
+    small.put("sys/fs/cgroup/qemu.slice/cpuset.cpus.effective", "0-2")
+    small.settings('[vm.100]\nclass = "dedicated"')
+    small.vm(100, "cores: 6")
+    assert small.run("plan", "100").count("AllowedCPUs of qemu.slice") == 1
+
+
+def test_a_vm_that_is_opted_in_and_waits_for_the_first_pass_is_not_called_a_stranger(small):
+    small.vm(100, "cores: 2", vcpus=2)
+    assert small.findings("others") == []

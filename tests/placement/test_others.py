@@ -337,3 +337,20 @@ def test_others_and_fences_are_respected_on_every_machine(topologies, names, dat
 
 def _open(there):
     return there.topology.online - there.housekeeping - there.topology.isolated
+
+
+def test_a_refusal_names_what_of_a_list_is_away():
+    topology = machine(nodes=1, l3s=1, cores=8, threads=1)
+    topology = replace(topology, cpus={cpu: one for cpu, one in topology.cpus.items() if cpu != 4})
+    listed = wish(3, affinity=(0, 4, 5), cpus=frozenset((0, 4, 5)))
+    with pytest.raises(Refused, match=r"of 2 CPUs it may use \(affinity 0,4-5; offline or absent 4\)$"):
+        place(host(topology), [], listed)
+
+
+def test_siblings_that_a_list_or_a_fence_leaves_out_are_the_reason_and_no_lack_of_room():
+    half = frozenset(range(1, 8))
+    for limits in ({"cpus": half}, {"fence": half, "fence_name": "qemu.slice"}):
+        with pytest.raises(
+            Refused, match="no core is among CPUs 1-7 with all its siblings: that is all it may"
+        ):
+            place(host(EIGHT_CORES), [], wish(4, smt=Smt.REQUIRE, **limits))

@@ -76,6 +76,15 @@ def test_a_line_says_what_and_where_each_is_what_it_waits_for_and_what_is_its_ow
     ]
 
 
+def test_a_vm_of_ours_that_has_no_place_is_not_called_a_stranger(tmp_path):
+    path = tmp_path / "etc/pve/nodes/here/qemu-server/200.conf"
+    path.parent.mkdir(parents=True)
+    (tmp_path / "etc/pve/local").symlink_to("nodes/here")
+    path.write_text("hookscript: local:snippets/pxsched\n")
+    (line,) = overview.look(Root(str(tmp_path)), (), OTHERS[:1], {}, {})
+    assert line.kind == "not placed"
+
+
 def test_what_the_machine_does_not_say_is_not_shown(tmp_path):
     (line,) = overview.look(Root(str(tmp_path)), CLAIMS[:1], (), {}, {})
     assert line.cells == ("VM 100", "dedicated", "5,2", "-", "-", "-", "-")
