@@ -21,6 +21,10 @@ _COLD = 0.02
 _COLD_OTHER_CACHE = 0.025
 _WIDER = 0.1  # and its caches shared with more neighbours
 _DRAG_S_PER_GIB = 1.0
+# Four servers at half load: by Sakasegawa's approximation (1977) those who wait grow with about the fourth
+# power of the load, which is that of those who live there and this one of all.
+_CROWDING = 3
+_TELLS = 0.01  # CPUs; a home where nobody computes tells nothing of collisions
 _TARGETS = 4
 _MOVERS = 10
 
@@ -61,7 +65,8 @@ class Model:
     """What everyone would get if some lived elsewhere: fluid sharing, and waiting that it does not explain.
 
     The latter comes from bursts that collide although there would be enough CPU on average. It is measured
-    for each home, and taken to grow with the square of the load there.
+    for each home, and taken to grow with the load of those who live there, and with a power of all that its
+    CPUs bear: their load, that of homes that overlap, and somebody else's.
     """
 
     def __init__(
@@ -84,8 +89,11 @@ class Model:
         for party, got in zip(parties, self.got, strict=True):
             self.load[party.home] = self.load.get(party.home, 0.0) + party.demand
             waiting[party.home] = waiting.get(party.home, 0.0) + _unexplained(party.rate, got)
+        self.crowd = self._crowds()
         self.collision = {
-            home: waiting[home] * home.bit_count() / load**2 for home, load in self.load.items() if load > 0
+            home: waiting[home] / (load * _collides(home, self.crowd[home]))
+            for home, load in self.load.items()
+            if load > _TELLS
         }
         self._index = {(party.vmid, party.vcpu): index for index, party in enumerate(parties)}
         self._nodes: dict[int, frozenset[int]] = {}
@@ -94,6 +102,7 @@ class Model:
         """A model to think ahead with."""
         other = copy(self)
         other.homes, other.load, other.lacks = list(self.homes), dict(self.load), list(self.lacks)
+        other.crowd = dict(self.crowd)
         return other
 
     def index(self, party: Party) -> int:
@@ -111,6 +120,7 @@ class Model:
             self.load[self.homes[index]] -= self.parties[index].demand
             self.homes[index] = home
             self.load[home] = self.load.get(home, 0.0) + self.parties[index].demand
+        self.crowd = self._crowds()
         before = self.got
         claims = [party.claim(home) for party, home in zip(self.parties, self.homes, strict=True)]
         self.got = shares(claims, self.machine.busy)
@@ -175,21 +185,32 @@ class Model:
         return [index for index, home in enumerate(self.homes) if home & region]
 
     def _fewer_collisions(self, changes: Mapping[int, int]) -> float:
-        loads: dict[int, float] = {}
-        rate = 0.0
+        rate = max(self.collision.get(self.homes[index], 0.0) for index in changes)
+        new = set(changes.values())
+        region = 0
         for index, home in changes.items():
-            old, demand = self.homes[index], self.parties[index].demand
-            loads[old] = loads.get(old, self.load.get(old, 0.0)) - demand
-            loads[home] = loads.get(home, self.load.get(home, 0.0)) + demand
-            rate = max(rate, self.collision.get(old, 0.0))
+            region |= home | self.homes[index]
         gain = 0.0
-        for home, load in loads.items():
+        for home in (home for home in {*self.load, *new} if home & region):
+            load = load_after = self.load.get(home, 0.0)
+            crowd = crowd_after = self.crowd[home] if home in self.crowd else self._crowd(home)
+            for index, there in changes.items():
+                here, demand = self.homes[index], self.parties[index].demand
+                load_after += demand * ((home == there) - (home == here))
+                crowd_after += demand * (_part(there, home) - _part(here, home))
             own = self.collision.get(home, 0.0)
-            size = home.bit_count()
-            # Beyond full, waiting is for want of CPUs, which sharing tells.
-            before, after = min(size, self.load.get(home, 0.0)), min(size, load)
-            gain += (before**2 * own - after**2 * max(own, rate)) / size
+            after = max(own, rate) if home in new else own
+            gain += own * load * _collides(home, crowd)
+            gain -= after * load_after * _collides(home, crowd_after)
         return gain
+
+    def _crowds(self) -> dict[int, float]:
+        return {home: self._crowd(home) for home in self.load}
+
+    def _crowd(self, home: int) -> float:
+        """All that the home's CPUs bear, in CPUs."""
+        others = sum(load * _part(other, home) for other, load in self.load.items() if other & home)
+        return home.bit_count() - self.capacity(home) + others
 
     def _cost(self, index: int, home: int) -> float:
         old = self.homes[index]
@@ -209,6 +230,19 @@ class Model:
         if home not in self._nodes:
             self._nodes[home] = self.machine.topology.nodes_of(cpus_of(home))
         return self._nodes[home]
+
+
+def _part(home: int, region: int) -> float:
+    """The part of a load spread over `home` that is in `region`."""
+    return (home & region).bit_count() / home.bit_count()
+
+
+def _collides(home: int, crowd: float) -> float:
+    """How much a home that bears so much makes its VMs wait, as a part of what it does when it is full.
+
+    Beyond full, waiting is for want of CPUs, which sharing tells.
+    """
+    return min(1.0, crowd / home.bit_count()) ** _CROWDING
 
 
 def _unexplained(rate: Rate, got: float) -> float:

@@ -230,6 +230,20 @@ def test_a_move_that_helps(looked_s, act, helped, moved):
     assert (bool(outcome.outstanding), bool(outcome.moves)) == (helped, moved)
 
 
+def test_beside_a_vm_that_was_paused_for_an_hour_a_move_is_made():
+    """Its average load is all but nothing, and never zero."""
+    topology, state = machine(), cpu.State()
+    for number in range(360):
+        rate = samples.Rate(0.0, 0.0, 0.0) if number else samples.Rate(0.5, 0.1, 0.6)
+        paused = cpu.Vm(200, (frozenset((3,)),), samples.Use(200, 1, 10.0, (rate,), rate))
+        others = crowd(10.0) if number % 20 == 0 else []
+        outcome = cpu.rebalance(
+            [paused, *others], topology, topology.online, state, NodeSettings(), 10.0 * number
+        )
+        state = outcome.state
+        assert bool(outcome.moves) == bool(others)
+
+
 def test_every_move_says_why():
     host = Host(machine(), single([1.0] * 4, [0] * 4))
     (move, *_) = host.tick()

@@ -58,6 +58,27 @@ def test_of_two_idle_looking_homes_the_one_without_a_busy_container_is_taken():
     assert sorted(map(min, homes)) == [0, 8]
 
 
+@pytest.mark.parametrize(("burnt", "moves"), [(0, True), (4, False)], ids=["here", "there"])
+def test_where_bursts_collide_the_work_of_others_counts_as_much_as_ours(burnt, moves):
+    def vm(vmid, first, run, wait=0.0):
+        rate = samples.Rate(run, wait, run + wait)
+        use = samples.Use(vmid, 1, 10.0, (), rate)
+        return cpu.Vm(vmid, (frozenset(range(first, first + 4)),), use, movable=True)
+
+    topology = machine(caches=2)
+    outcome = cpu.rebalance(
+        [vm(100, 0, 1.2, 0.2), vm(101, 0, 0.5), vm(102, 4, 0.8)],
+        topology,
+        topology.online,
+        cpu.State(),
+        NodeSettings(),
+        10.0,
+        busy={burnt: 0.8},
+    )
+    assert outcome.outstanding == (100,)
+    assert bool(outcome.moves) == moves
+
+
 def test_what_somebody_else_uses_is_not_dealt_out():
     assert shares([Claim(1.0, 1, 0b1)], {0: 0.4}) == [pytest.approx(0.6)]
     assert shares([Claim(1.0, 1, 0b11), Claim(1.0, 1, 0b11)], {0: 0.5}) == pytest.approx([0.75, 0.75])
