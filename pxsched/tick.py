@@ -13,7 +13,9 @@ from functools import partial
 from pxsched import lock
 from pxsched.errors import UserError
 from pxsched.guest.process import RUN_DIR
+from pxsched.host import hotplug
 from pxsched.ledger import file as ledgers
+from pxsched.ledger.claim import Claim
 from pxsched.lock import Locked
 from pxsched.monitor import passes
 from pxsched.node import guests, settle, trial
@@ -61,6 +63,7 @@ class Session:
         self._balancer = Balancer(root, keep=keep, shares=partial(_shares, root))
         self._observer = Observer(root)
         self._node: Node | None = None
+        self._topology = hotplug.Reader(root)
         self._seen = Sightings(root)
         self._sightings: list[Sighting] = []
         self._looked_s = -LOOK_PERIOD_S
@@ -79,16 +82,7 @@ class Session:
         if settled is None or self._node is None:
             return done
         _notify(self._node, settled)
-        return replace(done, given_back=self._give_back())
-
-    def _give_back(self) -> tuple[str, ...]:
-        """Balloons that can no longer be served, to Proxmox, which is waited for without a lock."""
-        unserved = guests.unserved(ledgers.peek(self._root), self._sightings)
-        if self._node is None or not (unserved or self._root.exists("run/pxsched/handback.json")):
-            return ()
-        from pxsched.chain import handback
-
-        return tuple(handback.tick(self._node, unserved))
+        return replace(done, given_back=_give_back(self._node, settled.claims, self._sightings))
 
     def _balance(self) -> Result | None:
         """Measures, and moves what is to be moved; None where nothing is."""
@@ -109,13 +103,14 @@ class Session:
         """Looks at all VMs and brings claims and knobs up to date."""
         self._running = self._changed()
         self._looked_s = time.monotonic()
-        self._node = node = nodes.open_node(self._root, self._environ, keep=True)
+        self._node = node = self._open()
         for line in node.settings.stale:
             if line not in self._stale:
                 say(line)
         self._stale = node.settings.stale
         ledger = ledgers.peek(self._root)
         self._sightings = self._seen.look(ledger)
+        node.memos.keep({sighting.vmid for sighting in self._sightings})
         self._observer.look(ledger, self._sightings)  # before anybody is placed
         _prove(node)
         settled = settle.settle(node, self._sightings, everybody=True)
@@ -125,6 +120,12 @@ class Session:
         _keep_shapes(node)
         self._publish(node)
         return settled
+
+    def _open(self) -> Node:
+        """Raises UserError when the topology cannot be read."""
+        if self._node is None:
+            return nodes.open_node(self._root, self._environ, keep=True)
+        return nodes.open_again(self._node, self._topology.read(), self._environ)
 
     def _publish(self, node: Node) -> None:
         """Tells the other nodes how this one stands; a failure is said once."""
@@ -166,6 +167,16 @@ def _notify(node: Node, settled: Pass) -> None:
 
         if line := notices.tick(node, settled.changes.refused):
             complain(line)
+
+
+def _give_back(node: Node, claims: Mapping[int, Claim], sightings: Iterable[Sighting]) -> tuple[str, ...]:
+    """Balloons that can no longer be served, to Proxmox, which is waited for without a lock."""
+    unserved = guests.unserved(claims, sightings)
+    if not unserved and not node.root.exists(guests.UNSERVED):
+        return ()
+    from pxsched.chain import handback
+
+    return tuple(handback.tick(node, unserved))
 
 
 def _prove(node: Node) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pxsched.value import NOTHING, Value, fields, items, plain, replace
+from pxsched.value import NOTHING, Memo, Value, fields, items, plain, replace
 
 
 class Point(Value):
@@ -64,3 +64,19 @@ def test_it_says_what_it_is():
 
 def test_plain_is_what_json_takes():
     assert plain({"p": (Point(1),), "n": NOTHING}) == {"p": [{"x": 1, "y": 7}], "n": {}}
+
+
+def test_what_was_worked_out_is_kept_as_long_as_all_that_was_given_is_equal():
+    memo, worked = Memo(), []
+
+    def work():
+        worked.append(1)
+        return len(worked)
+
+    assert [memo.of(100, (Point(1), "a"), work) for _ in range(3)] == [1, 1, 1]
+    assert memo.of(200, (Point(1), "a"), work) == 2
+    assert memo.of(100, (Point(1), "b"), work) == 3
+    assert memo.of(100, (Point(2), "b"), work) == 4
+    assert memo.of(100, (Point(1), "a"), work) == 5  # only the last is known
+    memo.keep({200})
+    assert [memo.of(vmid, (Point(1), "a"), work) for vmid in (200, 100)] == [2, 6]

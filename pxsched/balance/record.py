@@ -62,8 +62,12 @@ def observe(use: Use | None, record: Record | None, *, pins: bool) -> Record:
     new = 1.0 - math.exp(-use.elapsed_s / SMOOTHING_S)
     if len(record.rates) == len(now) and record.observed_s > 0:
         now = tuple(
-            Rate(*(a + new * (b - a) for a, b in zip(old, rate, strict=True)))
-            for old, rate in zip(record.rates, now, strict=True)
+            Rate(
+                run + new * (rate.run - run),
+                wait + new * (rate.wait - wait),
+                demand + new * (rate.demand - demand),
+            )
+            for (run, wait, demand), rate in zip(record.rates, now, strict=True)
         )
     return Record(use.start, now, record.observed_s + use.elapsed_s, record.moved_s)
 

@@ -14,7 +14,7 @@ from pxsched.chain import files
 from pxsched.chain.entry import Entry
 from pxsched.errors import UserError
 from pxsched.guest import config
-from pxsched.node.guests import pinned
+from pxsched.node.guests import UNSERVED, pinned
 from pxsched.node.remembered import Last
 from pxsched.node.sighting import Node
 from pxsched.proxmox import change, cluster, failures
@@ -26,7 +26,7 @@ from pxsched.sandbox.stand_in import local_api
 from pxsched.stored import Damaged
 from pxsched.value import Value, replace
 
-FAILED = "run/pxsched/handback.json"
+FAILED = UNSERVED
 
 
 def remembered(root: Root, guest: Guest) -> Entry | None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from functools import cached_property
 
 from pxsched.guest import process
 from pxsched.host import cpulist
@@ -23,7 +24,7 @@ class ThreadAffinity(Knob):
     tid: int
     start_ticks: int
 
-    @property
+    @cached_property
     def key(self) -> str:
         """As every knob's, only quicker: a pass asks for thousands."""
         return f"{self.kind}:{self.tid},{self.start_ticks}"

@@ -15,7 +15,7 @@ import stat
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from pxsched import lock, stored
 from pxsched.errors import UserError
@@ -27,7 +27,7 @@ from pxsched.ledger.lazy import Block, Lazy
 from pxsched.placement.request import Holding
 from pxsched.root import Root
 from pxsched.stored import Damaged
-from pxsched.value import Value
+from pxsched.value import Memo, Value
 
 SCHEMA = 2
 DIR = "run/pxsched"
@@ -54,8 +54,8 @@ class Ledger:
 
     def __init__(self, content: _Content | None = None, warnings: Collection[str] = ()) -> None:
         content = content or _empty()
-        self.claims = Lazy(content.claim_block, content.claims, claims.decode, claims.encode)
-        self.journal = Journal(Lazy(content.knob_block, content.knobs, journals.decode, journals.encode))
+        self.claims = Lazy(content.claim_block, content.claims, _claim, claims.encode)
+        self.journal = Journal(Lazy(content.knob_block, content.knobs, _entries, journals.encode))
         self.warnings = list(warnings)
         self.stored = True
 
@@ -227,6 +227,19 @@ def _written(boot_id: str, ledger: Ledger) -> list[bytes | memoryview]:
         return []
     header = json.dumps({"schema": SCHEMA, "boot_id": boot_id, **sizes})
     return [header.encode(), *held, *knobs, b"\n"]
+
+
+# Of a file that changed, most lines say what they said before.
+_CLAIMS: Memo[Claim] = Memo()
+_ENTRIES: Memo[Entries] = Memo()
+
+
+def _claim(vmid: int, text: str) -> Claim:
+    return _CLAIMS.of(vmid, (text,), partial(claims.decode, vmid, text))
+
+
+def _entries(owner: int, text: str) -> Entries:
+    return _ENTRIES.of(owner, (text,), partial(journals.decode, owner, text))
 
 
 @lru_cache(maxsize=1)  # a `watch` reads the same again and again

@@ -56,6 +56,7 @@ class Journal(MutableMapping[str, Entry]):
     def __init__(self, by_owner: Lazy[Entries]) -> None:
         self.by_owner = by_owner
         self._owners: dict[str, int | None] = {}  # of the keys that were met; None: nobody's
+        self._whole = False  # whether every key was met
 
     def owners(self) -> set[int]:
         return set(self.by_owner)
@@ -64,8 +65,14 @@ class Journal(MutableMapping[str, Entry]):
         """The entries of these owners; the node's last, as its cpusets end only after those of the VMs."""
         ordered = sorted(owners, reverse=True)
         found = {key: entry for owner in ordered for key, entry in self.by_owner.get(owner, {}).items()}
-        self._owners.update((key, entry.owner) for key, entry in found.items())
+        if not self._whole:
+            self._owners.update((key, entry.owner) for key, entry in found.items())
         return found
+
+    def read(self) -> None:
+        """Reads everybody's entries at once, after which none has to be searched for. Raises Damaged."""
+        self.of(self.owners())
+        self._whole = True
 
     def originals(self) -> Mapping[str, str]:
         """The original values by key."""
@@ -77,7 +84,7 @@ class Journal(MutableMapping[str, Entry]):
     def _owner(self, key: str) -> int:
         """Whose entry it is. Raises KeyError."""
         if key not in self._owners:
-            self._owners[key] = self._search(key)
+            self._owners[key] = None if self._whole else self._search(key)
         owner = self._owners[key]
         if owner is None:
             raise KeyError(key)
@@ -147,7 +154,7 @@ def _out(entry: Entry) -> list[object]:
 
 
 def decode(owner: int, text: str) -> Entries:
-    """One owner's entries. Raises Damaged."""
+    """One owner's entries, never changed. Raises Damaged."""
     found = {}
     for group in stored.listed(stored.parse(text)):
         body, keys = stored.pair(group)

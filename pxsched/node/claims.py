@@ -4,7 +4,7 @@ Placement itself is a pure function; this decides when it is asked, and with wha
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from pxsched.guest import process
@@ -17,6 +17,7 @@ from pxsched.node import fences, wishes
 from pxsched.node import trial as trials
 from pxsched.node.sighting import Node, Sighting
 from pxsched.node.trial import Trial
+from pxsched.node.wishes import Asked
 from pxsched.placement.request import EXCLUSIVE, Holding, Placement, Refused, Request, VmClass
 from pxsched.root import Root
 from pxsched.settings.policy import Policy
@@ -70,41 +71,39 @@ def update(
             continue
         policy = node.settings.policy(sighting.vmid, machine.tags)
         nodes = (device_nodes or {}).get(sighting.vmid, frozenset())
-        wish = wishes.request(
-            sighting.vmid, machine, policy, device_nodes=nodes, running_vcpus=sighting.running_vcpus
-        )
-        fence = fences.of_vm(node, ledger, wish.vmid, sighting.process)
-        if fence is not None:
-            wish = replace(wish, fence=fence.cpus, fence_name=fence.name)
-        asked.append((wish, sighting, policy))
+        fence = fences.of_vm(node, ledger, sighting.vmid, sighting.process)
+        given = sighting, policy, nodes, fence, node.topology.online
+        work = partial(wishes.asked, *given)
+        asked.append((node.memos.wishes.of(sighting.vmid, given, work), sighting, policy))
     trial = trials.load(node.root)
     if trial is not None:
-        newcomers = (wish.vm_class for wish, _, _ in asked if wish.vmid not in ledger.claims)
+        newcomers = (one.wish.vm_class for one, _, _ in asked if one.wish.vmid not in ledger.claims)
         if trials.yields(trial, ledger, newcomers):
             ledger.claims[trial.vmid] = trials.back(ledger.claims[trial.vmid])
             changes.called_off, trial = trial.vmid, None
-    asked.sort(key=lambda wish: (_ORDER[wish[0].vm_class], wish[0].vmid not in ledger.claims, wish[0].vmid))
+    asked.sort(key=lambda one: (_ORDER[one[0].wish.vm_class], one[1].vmid not in ledger.claims, one[1].vmid))
     if trial is not None:  # by its place others know what they may have
-        asked.sort(key=lambda wish: wish[0].vmid != trial.vmid)
+        asked.sort(key=lambda one: one[1].vmid != trial.vmid)
     taken: frozenset[int] | None = None
-    around = _Around(node, {*ledger.claims, *(wish.vmid for wish, _, _ in asked)})
-    for wish, sighting, policy in asked:
-        if _try(node, ledger, wish.vmid, policy, trial, changes):
+    around = _Around(node, {*ledger.claims, *(sighting.vmid for _, sighting, _ in asked)})
+    for one, sighting, policy in asked:
+        vmid = sighting.vmid
+        if _try(node, ledger, vmid, policy, trial, changes):
             continue
         # Shared VMs come last: by now everyone has who gets CPUs of his own.
-        if taken is None and wish.vm_class is VmClass.SHARED:
+        if taken is None and one.wish.vm_class is VmClass.SHARED:
             taken = dedicated(ledger.felt().values())
         try:
-            before = ledger.claims.get(wish.vmid)
-            if _claim(around, ledger, wish, sighting, policy, taken or frozenset()):
-                changes.placed.append(wish.vmid)
-                claim = ledger.claims[wish.vmid]
+            before = ledger.claims.get(vmid)
+            if _claim(around, ledger, one, sighting, policy, taken or frozenset()):
+                changes.placed.append(vmid)
+                claim = ledger.claims[vmid]
                 if trial is not None and before is not None and before.signature == claim.signature:
-                    ledger.claims[wish.vmid] = trials.made_room(claim, before)
+                    ledger.claims[vmid] = trials.made_room(claim, before)
         except Refused as refusal:
-            changes.refused[wish.vmid] = str(refusal)
-            if wish.vmid in ledger.claims:
-                _drop(ledger, wish.vmid, changes, str(refusal))
+            changes.refused[vmid] = str(refusal)
+            if vmid in ledger.claims:
+                _drop(ledger, vmid, changes, str(refusal))
     return changes
 
 
@@ -237,15 +236,14 @@ class _Around:
 
 
 def _claim(
-    around: _Around, ledger: Ledger, wish: Request, sighting: Sighting, policy: Policy, taken: frozenset[int]
+    around: _Around, ledger: Ledger, asked: Asked, sighting: Sighting, policy: Policy, taken: frozenset[int]
 ) -> bool:
     """Makes or renews one claim; says whether the VM was placed anew. Raises Refused.
 
     taken: the CPUs that are dedicated to somebody, for a shared VM.
     """
-    node = around.node
+    node, (wish, signature) = around.node, asked
     before = ledger.claims.get(wish.vmid)
-    signature = wishes.signature(wish, policy, frozenset(wish.affinity) - node.topology.online)
     moved = before is None or before.signature != signature or not _fits(node, before, taken)
     placement = before.placement if before else None
     if moved or placement is None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # most nodes have no guest whose balloon is ours
 
 # All guests are asked for their statistics at once, and together get this long.
 PATIENCE_S = 1.0
+# What is remembered of balloons that Proxmox could not be given back yet (`chain/handback.py`).
+UNSERVED = "run/pxsched/handback.json"
 # Jobs of Proxmox that may take hours while the guest runs on: it may grow, as with Proxmox, whose own
 # controller leaves out only VMs that migrate. What is taken from it would slow it, and the job.
 BESIDE = {
@@ -54,7 +56,7 @@ def pinned(machine: Machine) -> str:
     return ""
 
 
-def unserved(ledger: Ledger, sightings: Iterable[Sighting]) -> list[int]:
+def unserved(claims: Mapping[int, Claim], sightings: Iterable[Sighting]) -> list[int]:
     """The running VMs of ours that Proxmox leaves alone, and whose memory the host does not get back."""
     return [
         sighting.vmid
@@ -62,7 +64,7 @@ def unserved(ledger: Ledger, sightings: Iterable[Sighting]) -> list[int]:
         if (machine := sighting.machine) is not None
         and machine.shares == 0
         and sighting.process is not None
-        and sighting.vmid in ledger.claims
+        and sighting.vmid in claims
         and pinned(machine)
     ]
 

@@ -1,12 +1,16 @@
 """What a pass measures of CPUs: the VMs' threads and their scopes, as the values that `balance` works on."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from operator import attrgetter
+from typing import NamedTuple
 
 from pxsched.balance import cpu, samples
+from pxsched.guest.config import Machine
 from pxsched.guest.process import Role
 from pxsched.guest.schedstat import Counters, Wanted
 from pxsched.host import cpulist
+from pxsched.host.topology import Topology
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.file import Ledger
 from pxsched.node import fences
@@ -75,22 +79,37 @@ def vm(
         cpus = next(masks, node.topology.online)
         count = len(use.rates) if use else 1
         return cpu.Vm(sighting.vmid, (cpus,) * count, use, machine.weight if machine else 100)
+    fence = fences.around(node, ledger, claim.vmid, claim.process)
+    given = claim, machine, None if fence is None else fence[1], node.topology
+    home = node.memos.homes.of(claim.vmid, given, partial(_home, *given))
+    return cpu.Vm(claim.vmid, claim.placement.vcpus, use, *home)
+
+
+class Home(NamedTuple):
+    """What the balancer has to know of a claim, as the last fields of `cpu.Vm`."""
+
+    weight: int
+    movable: bool
+    pins: bool
+    wants_pins: bool
+    allowed: frozenset[int] | None
+    memory_mib: Mapping[int, int]
+
+
+def _home(claim: Claim, machine: Machine | None, fence: frozenset[int] | None, topology: Topology) -> Home:
     policy, placement = claim.policy, claim.placement
     pinned = all(len(cpus) == 1 for cpus in placement.vcpus)
-    fixed = _is_fixed(node, placement)
+    fixed = _is_fixed(topology, placement)
     movable = (
         placement.vm_class is VmClass.SHARED and policy.vcpu and policy.fair is not Fair.OFF and not fixed
     )
     nodes = placement.nodes
-    return cpu.Vm(
-        sighting.vmid,
-        placement.vcpus,
-        use,
+    return Home(
         weight=claim.weight,
         movable=movable,
         pins=movable and policy.fair is Fair.PIN and pinned,
         wants_pins=movable and policy.fair is Fair.PIN and not pinned,
-        allowed=_beside(node, sighting, claim, _fenced(node, ledger, claim)),
+        allowed=_beside(topology, machine, claim, _fenced(topology, claim, fence)),
         memory_mib={one: claim.memory_mib // len(nodes) for one in nodes},
     )
 
@@ -110,55 +129,54 @@ def containers(seen: Seen, elapsed_s: float) -> list[cpu.Vm]:
     return found
 
 
-def _is_fixed(node: Node, placement: Placement) -> bool:
+def _is_fixed(topology: Topology, placement: Placement) -> bool:
     """Whether each vCPU is where it is for a reason of its own: memory bound to another node than that of the
     rest, or CPUs that the kernel does not balance.
     """
     apart = len(set(placement.vcpus)) > 1 and any(len(cpus) > 1 for cpus in placement.vcpus)
-    return apart or not placement.cpus.isdisjoint(node.topology.isolated)
+    return apart or not placement.cpus.isdisjoint(topology.isolated)
 
 
 def _beside(
-    node: Node, sighting: Sighting, claim: Claim, allowed: frozenset[int] | None
+    topology: Topology, machine: Machine | None, claim: Claim, allowed: frozenset[int] | None
 ) -> frozenset[int] | None:
     """Of the allowed CPUs those beside the memory that QEMU has bound; all where none is."""
-    if sighting.machine is None or not sighting.machine.numa:
+    if machine is None or not machine.numa:
         return allowed
     from pxsched.node.wishes import request
     from pxsched.placement.bindings import anchors
 
-    wish = request(claim.vmid, sighting.machine, claim.policy)
-    bound = frozenset[int]().union(*anchors(machine_of(node.topology), wish))
+    wish = request(claim.vmid, machine, claim.policy)
+    bound = frozenset[int]().union(*anchors(machine_of(topology), wish))
     if not bound:
         return allowed
-    cpus = frozenset(cpu for one in node.topology.nodes if one.id in bound for cpu in one.cpus)
+    cpus = frozenset(cpu for one in topology.nodes if one.id in bound for cpu in one.cpus)
     return cpus if allowed is None else cpus & allowed
 
 
-def _fenced(node: Node, ledger: Ledger, claim: Claim) -> frozenset[int] | None:
+def _fenced(topology: Topology, claim: Claim, fence: frozenset[int] | None) -> frozenset[int] | None:
     """The CPUs that a VM may be moved to, by its policy and its cgroup; None for all."""
-    fence = fences.around(node, ledger, claim.vmid, claim.process)
-    allowed = _allowed(claim, node)
-    return allowed if fence is None else fence[1] & (node.topology.online if allowed is None else allowed)
+    allowed = _allowed(claim, topology)
+    return allowed if fence is None else fence & (topology.online if allowed is None else allowed)
 
 
-def _allowed(claim: Claim, node: Node) -> frozenset[int] | None:
+def _allowed(claim: Claim, topology: Topology) -> frozenset[int] | None:
     """The CPUs that the policy lets a VM be moved to; None for all."""
     policy = claim.policy
     if not policy.cpus and not policy.nodes and policy.prefer is Prefer.ANY:
         return None
-    allowed = cpulist.parse(policy.cpus) if policy.cpus else node.topology.online
+    allowed = cpulist.parse(policy.cpus) if policy.cpus else topology.online
     if policy.prefer is not Prefer.ANY:
-        allowed &= _no_worse(claim, node)
+        allowed &= _no_worse(claim, topology)
     if policy.nodes:
         wanted = cpulist.parse(policy.nodes)
-        allowed &= frozenset(cpu for one in node.topology.nodes if one.id in wanted for cpu in one.cpus)
+        allowed &= frozenset(cpu for one in topology.nodes if one.id in wanted for cpu in one.cpus)
     return allowed
 
 
-def _no_worse(claim: Claim, node: Node) -> frozenset[int]:
+def _no_worse(claim: Claim, topology: Topology) -> frozenset[int]:
     """The CPUs that suit `prefer` as well as the VM's home does, or better."""
-    machine = machine_of(node.topology)
+    machine = machine_of(topology)
     home, found = mask_of(claim.placement.cpus), 0
     for variant in variants(machine, claim.policy.prefer, machine.online):
         found |= variant.mask

@@ -110,6 +110,8 @@ def _turn(
 ) -> tuple[Pass, dict[int, str]]:
     """What is done under the lock. lines: those of the ledger that are checked before, None for all."""
     with ledgers.locked(node.root, lines, patience_s=waits.lock_s) as ledger:
+        if everybody:
+            ledger.journal.read()
         changes = claims.update(node, ledger, sightings, views.device_nodes(node, sightings))
         seen = {sighting.vmid: sighting for sighting in sightings}
         looked_at = ledger.claims if everybody else [vmid for vmid in seen if vmid in ledger.claims]
@@ -178,7 +180,7 @@ def wanted(
     settings = list(registry.of_node(host))
     notes: list[str] = []
     for vm in vms:
-        settings += registry.of_vm(vm, host)
+        settings += registry.of_vm(vm, host, node.memos.threads)
         notes += registry.notes(vm, host)
     now_ns = ledgers.now_ns()
     return Wanted(settings, notes, any(registry.restless(vm, now_ns) for vm in vms))

@@ -5,7 +5,7 @@ source's. /etc/pve may be empty while pve-cluster is down; that never means that
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,13 +18,16 @@ from pxsched.host.topology import Topology
 from pxsched.root import Root
 from pxsched.settings import files as settings_module
 from pxsched.settings.files import Settings
-from pxsched.value import Value
+from pxsched.value import Memo, Value
 
 if TYPE_CHECKING:
     from pxsched.host.cgroup import Version
     from pxsched.host.irqbalance import Running
     from pxsched.host.memory import NodeMemory
     from pxsched.node.fences import Stated
+    from pxsched.node.measuring import Home
+    from pxsched.node.wishes import Asked
+    from pxsched.plugins.view import Setting
 
 QMP_PATIENCE_S = 0.5
 
@@ -59,10 +62,33 @@ class Sighting(Value):
         return f"QEMU runs {running} vCPUs, where the configuration says {said}; all {running} count"
 
 
+class Memos:
+    """What passes over a node worked out of its VMs, for the next one: what placement is asked, what their
+    threads should have, what the balancer has to know.
+    """
+
+    def __init__(self) -> None:
+        self.wishes: Memo[Asked] = Memo()
+        self.threads: Memo[list[Setting]] = Memo()
+        self.homes: Memo[Home] = Memo()
+
+    def keep(self, vmids: Collection[int]) -> None:
+        """Forgets all other VMs."""
+        for memo in (self.wishes, self.threads, self.homes):
+            memo.keep(vmids)
+
+
 class Node(Value):
+    """earlier: what passes before this one worked out."""
+
     root: Root
     settings: Settings
     topology: Topology
+    earlier: Memos | None = None
+
+    @cached_property
+    def memos(self) -> Memos:
+        return self.earlier or Memos()
 
     @cached_property
     def name(self) -> str:
@@ -112,6 +138,13 @@ def open_node(root: Root, environ: Mapping[str, str] = os.environ, *, keep: bool
     read.
     """
     return Node(root, settings_module.load(root, environ, keep=keep), topologies.read(root))
+
+
+def open_again(before: Node, topology: Topology, environ: Mapping[str, str]) -> Node:
+    """The node for the next pass of the same process: what has not changed is the very same."""
+    settings = settings_module.load(before.root, environ, keep=True)
+    known = before.settings if settings == before.settings else settings
+    return Node(before.root, known, topology, before.memos)
 
 
 def config_path(root: Root, vmid: int, source: str = "") -> str | None:

@@ -1,12 +1,43 @@
 """What placement is asked for a VM: its configuration and policy as one request."""
 
 import json
+from typing import NamedTuple
 
 from pxsched.guest.config import GuestNode, Machine
 from pxsched.host import cpulist
+from pxsched.node.fences import Fence
+from pxsched.node.sighting import Sighting
 from pxsched.placement.request import Request, VmClass
 from pxsched.settings.policy import Policy, Wish
 from pxsched.value import replace
+
+
+class Asked(NamedTuple):
+    """What placement is asked for a VM. signature: what the answer depends on."""
+
+    wish: Request
+    signature: str
+
+
+def asked(
+    sighting: Sighting,
+    policy: Policy,
+    device_nodes: frozenset[int],
+    fence: Fence | None,
+    online: frozenset[int],
+) -> Asked:
+    """What a VM asks for whose configuration was read. fence: around the CPUs that its cgroup can have."""
+    assert sighting.machine is not None
+    wish = request(
+        sighting.vmid,
+        sighting.machine,
+        policy,
+        device_nodes=device_nodes,
+        running_vcpus=sighting.running_vcpus,
+    )
+    if fence is not None:
+        wish = replace(wish, fence=fence.cpus, fence_name=fence.name)
+    return Asked(wish, signature(wish, policy, frozenset(wish.affinity) - online))
 
 
 def vm_class(machine: Machine, policy: Policy, vcpus: int) -> VmClass:

@@ -4,18 +4,19 @@ Each is loaded only where there is something for it to say: the hook runs at eve
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
 from pxsched.ledger.claim import State
 from pxsched.plugins.view import HostView, Setting, VmView
 from pxsched.settings.policy import Isolation, Others
+from pxsched.value import Memo
 
+# Plugins of a VM's threads, which are many and mostly want what they wanted at the last pass.
+OF_THREADS = ("vcpu", "emulator")
 # Plugin -> whether a VM has anything for it.
 OF_VM: dict[str, Callable[[VmView, HostView], Any]] = {
-    "vcpu": lambda vm, host: vm.threads,
-    "emulator": lambda vm, host: vm.threads,
     "memory": lambda vm, host: True,
     "interrupts": lambda vm, host: vm.interrupts,
     "nic": lambda vm, host: vm.taps,
@@ -42,11 +43,19 @@ NOTES: dict[str, Callable[[VmView], Any]] = {
 }
 
 
-def of_vm(vm: VmView, host: HostView) -> Iterator[Setting]:
-    """What every plugin wants for one VM."""
+def of_vm(vm: VmView, host: HostView, threads: Memo[list[Setting]] | None = None) -> Iterator[Setting]:
+    """What every plugin wants for one VM. threads: what was wanted for threads at the last pass."""
+    if vm.threads:
+        partitions = host.claims if host.node.isolation is Isolation.PARTITION else None
+        given = vm.claim, vm.threads, host.topology.online, host.node, partitions
+        yield from (threads or Memo()).of(vm.vmid, given, partial(_of_threads, vm, host))
     for name, concerned in OF_VM.items():
         if concerned(vm, host):
             yield from _plugin(name).of_vm(vm, host)
+
+
+def _of_threads(vm: VmView, host: HostView) -> list[Setting]:
+    return [setting for name in OF_THREADS for setting in _plugin(name).of_vm(vm, host)]
 
 
 def of_node(host: HostView) -> Iterator[Setting]:

@@ -57,3 +57,22 @@ def test_a_knob_has_one_owner_whoever_had_it_before(tmp_path):
     root = saved(tmp_path, ("affinity:1,1", KNOB), ("affinity:1,1", KNOB._replace(owner=101)))
     journal = ledgers.peek(root).journal
     assert (list(journal), journal.owners()) == (["affinity:1,1"], {101})
+
+
+def test_of_a_file_that_changed_only_the_changed_lines_are_read_anew(tmp_path):
+    root = saved(tmp_path, ("affinity:1,1", KNOB), ("affinity:2,1", KNOB._replace(owner=101)))
+    before = dict(ledgers.peek(root).journal.by_owner)
+    saved(tmp_path, ("affinity:2,1", KNOB._replace(owner=101, wanted="2")))
+    after = ledgers.peek(root).journal.by_owner
+    assert after[100] is before[100]
+    assert after[101]["affinity:2,1"].wanted == "2"
+
+
+def test_once_all_entries_were_read_none_is_searched_for(tmp_path, monkeypatch):
+    journal = ledgers.peek(saved(tmp_path, ("affinity:1,1", KNOB))).journal
+    journal.read()
+    monkeypatch.setattr(type(journal), "_search", None)
+    assert "affinity:1,1" in journal and "affinity:2,1" not in journal
+    journal["affinity:2,1"] = KNOB._replace(owner=101)
+    del journal["affinity:1,1"]
+    assert "affinity:2,1" in journal and "affinity:1,1" not in journal

@@ -89,12 +89,12 @@ def test_what_the_host_does_not_get_back_is_not_served_whoever_has_its_balloon(l
     known = ledger()
     mine = Sighting(100, ours, Process(4711, 1))
     assert reason in guests.excluded(known, {100: mine})[100]
-    assert guests.unserved(known, [mine]) == [100]
+    assert guests.unserved(known.claims, [mine]) == [100]
     assert guests.stranded(known, {100: mine}) == [100]
     others = Sighting(100, theirs, Process(4711, 1))
     said = guests.excluded(known, {100: others})[100]
     assert said.startswith("Proxmox balances it itself") and reason in said
-    assert guests.unserved(known, [others]) == guests.stranded(known, {100: others}) == []
+    assert guests.unserved(known.claims, [others]) == guests.stranded(known, {100: others}) == []
 
 
 def test_where_memory_is_no_longer_balanced_balloons_are_handed_over_and_status_says_why(tmp_path):
@@ -114,8 +114,8 @@ def test_where_memory_is_no_longer_balanced_balloons_are_handed_over_and_status_
 
 
 def test_who_can_be_served_or_does_not_run_is_not_given_back():
-    assert guests.unserved(ledger(), [sighted()]) == []
+    assert guests.unserved(ledger().claims, [sighted()]) == []
     pinned = sighted(vfio=True)
-    assert guests.unserved(ledger(), [pinned]) == [100]
-    assert guests.unserved(ledger(), [Sighting(100, pinned.machine)]) == []
-    assert guests.unserved(Ledger(), [pinned]) == []
+    assert guests.unserved(ledger().claims, [pinned]) == [100]
+    assert guests.unserved(ledger().claims, [Sighting(100, pinned.machine)]) == []
+    assert guests.unserved({}, [pinned]) == []

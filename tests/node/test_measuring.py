@@ -230,15 +230,15 @@ def test_a_vm_is_offered_cpus_that_suit_it_as_well_as_its_home(prefer, home, wan
     kinds = {cpu: CpuKind.PERFORMANCE if cpu < 4 else CpuKind.EFFICIENCY for cpu in range(8)}
     cpus = {cpu: replace(one, kind=kinds[cpu]) for cpu, one in topology.cpus.items()}
     node = node_of(replace(topology, cpus=cpus))
-    assert measuring._allowed(placed(home, prefer=prefer), node) == want
+    assert measuring._allowed(placed(home, prefer=prefer), node.topology) == want
 
 
 def test_a_vm_that_prefers_a_large_cache_is_not_moved_to_a_small_one():
     topology = machine(caches=2)
     sizes = {0: 96 << 20, 1: 32 << 20}
     node = node_of(replace(topology, l3s=tuple(replace(l3, size_bytes=sizes[l3.id]) for l3 in topology.l3s)))
-    assert measuring._allowed(placed(range(4), prefer=Prefer.CACHE), node) == set(range(4))
-    assert measuring._allowed(placed(range(4, 8), prefer=Prefer.CACHE), node) == set(range(8))
+    assert measuring._allowed(placed(range(4), prefer=Prefer.CACHE), node.topology) == set(range(4))
+    assert measuring._allowed(placed(range(4, 8), prefer=Prefer.CACHE), node.topology) == set(range(8))
 
 
 def seen_as(node: Node, claim: Claim, config: Machine):
@@ -315,3 +315,15 @@ def test_a_vm_that_is_not_opted_in_is_load_where_its_threads_may_run_and_a_conta
     assert (container.vmid, container.vcpus, container.movable) == (101, (frozenset({1}),), False)
     assert container.use.total.demand == 0.5
     assert measuring.containers(Seen(1, (Other(101, None, frozenset({1})),)), 2.0) == []
+
+
+def test_what_a_claim_says_is_read_again_when_it_says_something_else(monkeypatch):
+    node, claim = node_of(machine()), placed(range(4))
+    first = seen_as(node, claim, Machine())
+    assert first.allowed is None
+    monkeypatch.setattr(measuring, "_is_fixed", None)
+    assert seen_as(node, claim, Machine()) == first
+    monkeypatch.undo()
+    fenced = replace(claim, policy=replace(claim.policy, cpus="0-1"))
+    assert seen_as(node, fenced, Machine()).allowed == {0, 1}
+    assert seen_as(node, replace(claim, weight=200), Machine()).weight == 200

@@ -4,8 +4,8 @@ import pytest
 
 from pxsched.guest.process import Role, Thread
 from pxsched.placement.request import VmClass
-from pxsched.plugins import vcpu
-from pxsched.value import replace
+from pxsched.plugins import registry, vcpu
+from pxsched.value import Memo, replace
 
 
 def threads(*indexes: int) -> tuple[Thread, ...]:
@@ -51,3 +51,20 @@ def test_no_thread_is_left_without_cpus_where_the_emulator_has_none(views):
     claim = views.claim(100, "4,5")
     claim = replace(claim, placement=replace(claim.placement, emulator=frozenset()))
     assert wants(views, claim, threads(0, 1, 2)) == ["4", "5", "4-5"]
+
+
+def test_what_is_wanted_for_threads_follows_all_that_it_depends_on(views):
+    claim, memo = views.claim(100, "4,5"), Memo()
+
+    def wanted(claim=claim, found=threads(0, 1), **fields):
+        host = replace(views.host(claim), **fields)
+        return [setting.want for setting in registry.of_vm(views.vm(claim, threads=found), host, memo)]
+
+    assert wanted() == wanted() == ["4", "5"]
+    fewer = replace(topology := views.host(claim).topology, cpus={n: topology.cpus[n] for n in range(5)})
+    assert wanted(topology=fewer) == ["4"]  # CPU 5 went offline
+    assert wanted() == ["4", "5"]
+    assert wanted(found=threads(1, 0)) == ["5", "4"]
+    moved = replace(claim, placement=replace(claim.placement, vcpus=(frozenset((6,)), frozenset((7,)))))
+    assert wanted(moved) == ["6", "7"]
+    assert wanted(replace(claim, policy=replace(claim.policy, vcpu=False))) == []
