@@ -14,9 +14,9 @@ from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.file import Ledger
 from pxsched.ledger.journal import NODE, Entry
-from pxsched.node import balancing, planning, proofs, trial
 from pxsched.node import exclusive as facts
 from pxsched.node import others as strangers
+from pxsched.node import planning, proofs, remembered, trial
 from pxsched.node import sighting as nodes
 from pxsched.node.exclusive import Exclusive
 from pxsched.node.others import Seen
@@ -68,7 +68,7 @@ class Standing(Value):
 
     @cached_property
     def last(self) -> Last:
-        return handback.explained(self.root, balancing.last(self.root))
+        return handback.explained(self.root, remembered.last(self.root))
 
     @cached_property
     def exclusive(self) -> Mapping[int, Exclusive]:

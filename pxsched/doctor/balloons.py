@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pxsched.chain import handback
 from pxsched.doctor.finding import Finding, Level, Subject, vms
 from pxsched.guest.balloon import Silence
-from pxsched.node import balancing
+from pxsched.node import remembered
 from pxsched.node.guests import pinned
 from pxsched.proxmox import failures
 from pxsched.proxmox.cluster import Guest
@@ -67,7 +67,7 @@ def idle(subject: Subject) -> Iterator[Finding]:
 
 def silent(subject: Subject) -> Iterator[Finding]:
     """Guests that gave no statistics at the last pass."""
-    known = balancing.last(subject.root).skipped
+    known = remembered.last(subject.root).skipped
     for silence, remedy in _REMEDIES.items():
         said = [(guest, known.get(guest.vmid, "")) for guest in subject.enabled]
         found = [guest for guest, why in said if why.startswith(silence.value)]

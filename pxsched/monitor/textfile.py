@@ -4,7 +4,7 @@ from pxsched.errors import UserError
 from pxsched.host import topology
 from pxsched.ledger import file as ledgers
 from pxsched.monitor import families, passes, refusals, runs
-from pxsched.node import balancing, exclusive, proofs
+from pxsched.node import exclusive, proofs, remembered
 from pxsched.replacing import replace_file
 from pxsched.root import Root
 
@@ -14,7 +14,7 @@ NAME = "pxsched.prom"
 def text(root: Root) -> str:
     """The node's metrics now. Raises UserError where the library is missing, or counts cannot be kept."""
     ledger = ledgers.peek(root)
-    last = balancing.last(root)
+    last = remembered.last(root)
     return families.render(
         families.Facts(
             ledger.claims.values(),

@@ -9,26 +9,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pxsched import state, stored
-from pxsched.balance import cpu, record, samples
+from pxsched.balance import cpu, samples
 from pxsched.guest import schedstat
 from pxsched.guest.schedstat import Wanted
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.file import Ledger
 from pxsched.node import claims as claiming
-from pxsched.node import guests, measuring, settle, turning
+from pxsched.node import guests, measuring, remembered, settle, turning
 from pxsched.node.others import Seen
-from pxsched.node.reconcile import Report, reconcile
-from pxsched.node.remembered import Last, Standing
+from pxsched.node.reconcile import reconcile
+from pxsched.node.remembered import Remembered, Standing
 from pxsched.node.sighting import Node, Sighting
+from pxsched.node.turns import Report
 from pxsched.root import Root
 from pxsched.value import NOTHING, Value, replace
 
 if TYPE_CHECKING:  # most nodes have no guest whose balloon is ours
     from pxsched.balance import balloon
 
-FILE = "run/pxsched/balance.json"
 BALLOONS = "run/pxsched/balloons.json"  # the balloon knob's own memory
 # Guests report every two seconds; asking oftener shows nothing new and keeps Proxmox from its sockets.
 MEMORY_PERIOD_S = 5.0
@@ -70,7 +69,7 @@ class Balancer:
         self._saved_s = -SAVE_PERIOD_S if not keep else time.monotonic()
         self._memory_s = -MEMORY_PERIOD_S
         self._keep = keep
-        known, self._damage = _load(root, set_aside=True)
+        known, self._damage = remembered.load(root, set_aside=True)
         self._before, self._cpu, self._memory = known.before, known.cpu, known.memory
         self._last = known.last
         self._wanted: tuple[Wanted, ...] = ()
@@ -215,62 +214,11 @@ class Balancer:
         if self._keep and not result.lines and now_s - self._saved_s < SAVE_PERIOD_S:
             return
         self._saved_s = now_s
-        if not self._before.vms:
-            state.remove(self._root, FILE)
-            return
+        # Whoever makes many passes has the counters at hand; one that begins again measures a pass anew.
+        before = samples.Snapshot() if self._keep else self._before
+        known = Remembered(before, self._cpu, self._memory, self._last)
         with suppress(OSError):  # it costs the next pass its measurement, and nothing else
-            document = {
-                "schema": 1,
-                "boot_id": _boot_id(self._root),
-                # Whoever makes many passes has them at hand; one that begins again measures a pass anew.
-                "samples": {} if self._keep else self._before.to_json(),
-                "cpu": self._cpu.to_json(),
-                "memory": self._memory.to_json() if self._memory else None,
-                "last": self._last.to_json(),
-            }
-            state.save(self._root, FILE, document)
-
-
-class Remembered(Value):
-    """What earlier passes left. memory: as stored, None where there is no guest whose balloon is ours."""
-
-    before: samples.Snapshot = samples.Snapshot()
-    cpu: record.State = record.State()
-    memory: "balloon.State | None" = None
-    last: Last = Last()
-
-
-def last(root: Root) -> Last:
-    """What the last pass found and the last one that acted did."""
-    return _load(root, set_aside=False)[0].last
-
-
-def _load(root: Root, *, set_aside: bool) -> tuple[Remembered, str]:
-    """The state of this boot, empty when there is none or it is damaged; and what to tell of that."""
-    found, damage = state.load(root, FILE, lambda document: _remembered(root, document), set_aside=set_aside)
-    return found or Remembered(), damage
-
-
-def _remembered(root: Root, value: object) -> Remembered:
-    """Raises Damaged."""
-    document = stored.table(value)
-    if stored.text(document.get("boot_id")) != _boot_id(root):
-        return Remembered()
-    memory = None
-    if document.get("memory") is not None:
-        from pxsched.balance import balloon
-
-        memory = balloon.State.from_json(document["memory"])
-    return Remembered(
-        samples.Snapshot.from_json(document.get("samples", {})),
-        record.State.from_json(document.get("cpu", {})),
-        memory,
-        Last.from_json(document.get("last", {})),
-    )
-
-
-def _boot_id(root: Root) -> str:
-    return root.read("proc/sys/kernel/random/boot_id") or ""
+            remembered.save(self._root, known if self._before.vms else None)
 
 
 def _nobodys(excluded: Mapping[int, str]) -> "balloon.Outcome":

@@ -10,62 +10,19 @@ Here is what happens under the ledger's lock: deciding, journalling, and what th
 that another program turns for us are only entered, with a lease; `node/turning.py` does the rest.
 """
 
-import os
 from collections.abc import Collection, Iterable, Mapping
 
 from pxsched.errors import UserError
-from pxsched.guest import process
-from pxsched.guest.process import Process
 from pxsched.knobs import knob as knobs
 from pxsched.knobs import words
 from pxsched.knobs.knob import Gone, Knob, Rank
 from pxsched.ledger import file as ledgers
+from pxsched.ledger import leases
 from pxsched.ledger.file import Ledger
 from pxsched.ledger.journal import Entry, Lease
+from pxsched.node.turns import Errand, Report, Turn
 from pxsched.plugins.view import Setting
 from pxsched.root import Root
-from pxsched.value import Value
-
-# Longer than any pass takes to turn what waits for others.
-LEASE_NS = 60 * 10**9
-
-
-class Turn(Value):
-    """One write that was made. drifted: something else had turned the knob since our last write."""
-
-    key: str
-    plugin: str
-    owner: int
-    before: str
-    after: str
-    drifted: bool = False
-
-
-class Errand(Value):
-    """A knob that another program turns. entry: as the journal has it; restore: it is put back."""
-
-    knob: Knob
-    entry: Entry
-    restore: bool
-    drifted: bool = False
-
-
-class Report:
-    """What one reconciliation did: writes, values put back, and what the kernel did not take.
-
-    errands: what remains to be done without the lock; threads, stale_threads: what has to wait for them.
-    unmet: the keys of knobs that are not as wanted, as their peer does not answer or another process has
-    them in hand.
-    """
-
-    def __init__(self) -> None:
-        self.turned: list[Turn] = []
-        self.restored: list[Turn] = []
-        self.failed: list[str] = []  # each said once, not at every pass
-        self.errands: list[Errand] = []
-        self.threads: list[Setting] = []
-        self.stale_threads: list[str] = []
-        self.unmet: set[str] = set()
 
 
 def reconcile(
@@ -118,16 +75,9 @@ def _out_of_reach(
         entry = ledger.journal[key]
         # What is no longer wanted is tried at once, however often its turning failed.
         off = entry.retry_ns > now_ns and not insist and (entry.leaving or key in wanted)
-        if off or (entry.lease is not None and _holds(entry.lease, now_ns)):
+        if off or (entry.lease is not None and leases.holds(entry.lease, now_ns)):
             found.add(key)
     return found
-
-
-def _holds(lease: Lease, now_ns: int) -> bool:
-    """Whether a process has the knob in hand."""
-    if not now_ns < lease.until_ns <= now_ns + LEASE_NS:
-        return False
-    return process.alive(Root(), Process(lease.pid, lease.start_ticks))
 
 
 def _leave(ledger: Ledger, key: str) -> None:
@@ -153,16 +103,10 @@ def _errands(
             continue  # `restore` says so
         if not knob.peer:
             continue
-        lease = lease or _lease()
+        lease = lease or leases.take()
         entry = ledger.journal[key] = ledger.journal[key]._replace(lease=lease)
         report.errands.append(Errand(knob, entry, key not in wanted, key in drifted))
     return {errand.knob.key for errand in report.errands}
-
-
-def _lease() -> Lease:
-    pid = os.getpid()
-    us = process.identify(Root(), pid)
-    return Lease(pid, us.start_ticks if us else 0, ledgers.now_ns() + LEASE_NS)
 
 
 def _waits(key: str, owner: int, owners: Collection[int]) -> bool:

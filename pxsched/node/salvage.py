@@ -17,7 +17,7 @@ from pxsched.knobs.knob import Gone, Knob
 from pxsched.knobs.latency import Scheduling
 from pxsched.knobs.thread import ThreadAffinity
 from pxsched.node import sighting as nodes
-from pxsched.node.reconcile import Report, Turn
+from pxsched.node.turns import Report, Turn
 from pxsched.root import Root
 
 PLUGIN = "salvage"

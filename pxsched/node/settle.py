@@ -12,8 +12,9 @@ from pxsched.node import claims, turning, views
 from pxsched.node import sighting as nodes
 from pxsched.node import trial as trials
 from pxsched.node.claims import Changes
-from pxsched.node.reconcile import Report, reconcile
+from pxsched.node.reconcile import reconcile
 from pxsched.node.sighting import Node, Sighting
+from pxsched.node.turns import Report
 from pxsched.plugins import registry
 from pxsched.plugins.view import Setting
 from pxsched.root import Root
@@ -65,7 +66,7 @@ def settle(
         done.changes.dropped += more.changes.dropped
         done.changes.why |= more.changes.why
         done.changes.refused |= more.changes.refused
-        _join(done.report, more.report)
+        done.report.add(more.report)
         done = replace(done, claims={**more.claims, **done.claims}, notes=(*done.notes, *more.notes))
     return done
 
@@ -140,13 +141,6 @@ def _balloons(ledger: Ledger, plan: "Wanted", sightings: Iterable[Sighting]) -> 
     return {key for key in keys if key.startswith("balloon:")}
 
 
-def _join(report: Report, more: Report) -> None:
-    report.turned += more.turned
-    report.restored += more.restored
-    report.failed += more.failed
-    report.unmet |= more.unmet
-
-
 def blurred(claim: Claim, sighting: Sighting | None) -> bool:
     """Whether we know too little of a VM to turn its knobs, or to put them back: its configuration cannot be
     read, or a hook was there after we looked.
@@ -206,7 +200,7 @@ def restore_all(root: Root) -> Report:
             lent = {key for key in more.unmet if key in ledger.journal and ledger.journal[key].lease}
         turning.run(root, more, patience_s=RESTORE_S)
         report.unmet.clear()
-        _join(report, more)
+        report.add(more)
         if not lent or time.monotonic() > deadline_s:
             report.failed += [
                 f"{words.label(root, key)}: another process has it in hand" for key in sorted(lent)
@@ -221,5 +215,5 @@ def restore_all(root: Root) -> Report:
         salvage.run(root, salvaged)
         lost = " and ".join(ledgers.mourn(root))
         report.failed.append(f"the ledger was damaged, and is kept as {lost}")
-        _join(report, salvaged)
+        report.add(salvaged)
     return report

@@ -19,7 +19,7 @@ from pxsched.ledger.file import Ledger
 from pxsched.ledger.journal import Entry
 from pxsched.lock import Locked
 from pxsched.node import reconcile
-from pxsched.node.reconcile import Errand, Report, Turn
+from pxsched.node.turns import Errand, Report, Turn
 from pxsched.root import Root
 from pxsched.value import Value
 

@@ -14,7 +14,7 @@ from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.file import Ledger
 from pxsched.ledger.journal import AGAIN_AND_AGAIN
-from pxsched.node import balancing, measuring
+from pxsched.node import measuring, remembered
 from pxsched.node.sighting import Sighting
 from pxsched.node.sightings import Sightings
 from pxsched.placement.request import EXCLUSIVE
@@ -92,7 +92,7 @@ class Watcher:
         uses = self._uses(sightings)
         rows = [row(one, ledger.claims.get(one.vmid), uses.get(one.vmid), topology) for one in sightings]
         now = host.look(self._root)
-        last = balancing.last(self._root)
+        last = remembered.last(self._root)
         return Frame(
             topology,
             tuple(rows),

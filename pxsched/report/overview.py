@@ -9,7 +9,7 @@ from pxsched.host import cgroup, cpulist, topology
 from pxsched.host.topology import Topology
 from pxsched.ledger.claim import Claim
 from pxsched.ledger.file import Ledger
-from pxsched.node import balancing, exclusive, others
+from pxsched.node import exclusive, others, remembered
 from pxsched.node import sighting as nodes
 from pxsched.node.exclusive import Exclusive
 from pxsched.node.others import Other
@@ -54,7 +54,7 @@ def of_node(root: Root, ledger: Ledger) -> list[Line]:
         [claim for _, claim in sorted(ledger.claims.items())],
         others.known(root, {*ledger.claims}).others,
         {vm.vmid: vm for vm in exclusive.check(root, ledger, topology.isolated(root))},
-        balance.waiting(balancing.last(root)),
+        balance.waiting(remembered.last(root)),
     )
 
 

@@ -20,7 +20,8 @@ from pxsched.knobs.balloon import Balloon, bounds
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.journal import Entry
 from pxsched.node import settle, turning
-from pxsched.node.reconcile import Report, reconcile
+from pxsched.node.reconcile import reconcile
+from pxsched.node.turns import Report
 from pxsched.plugins.view import Setting
 from pxsched.root import Root
 

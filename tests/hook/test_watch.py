@@ -5,9 +5,7 @@ import os
 import pytest
 
 from pxsched.guest import process
-from pxsched.host import topology
-from pxsched.node import sightings, wishes
-from pxsched.plugins import vcpu
+from pxsched.node import sightings
 from pxsched.root import Root
 from pxsched.tick import Session
 
@@ -84,11 +82,3 @@ def test_a_vm_that_was_started_again_is_another_one(host, look):
     host.stop(100)
     look()
     assert host.leftovers() in ([], ["tick.lock"])
-
-
-def test_what_has_not_changed_is_not_worked_out_again(host, look, monkeypatch):
-    started(host, look, cores=2, affinity="1,0")
-    for module, name in ((wishes, "asked"), (vcpu, "of_vm"), (topology, "read")):
-        monkeypatch.setattr(module, name, lambda *_: pytest.fail("asked again"))
-    os.sched_setaffinity(host.sandbox.vcpus(100)[0], {0})
-    assert [turn.drifted for turn in look().report.turned] == [True]

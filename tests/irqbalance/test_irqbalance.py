@@ -18,7 +18,8 @@ from pxsched.knobs.knob import Gone, from_key
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.file import Ledger
 from pxsched.node import turning
-from pxsched.node.reconcile import Report, reconcile
+from pxsched.node.reconcile import reconcile
+from pxsched.node.turns import Report
 from pxsched.plugins.interrupts import bannable
 from pxsched.plugins.view import Setting
 from pxsched.root import Root

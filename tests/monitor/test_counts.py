@@ -12,8 +12,8 @@ from pxsched.monitor.passes import Passes
 from pxsched.monitor.runs import Run, Time
 from pxsched.node.balancing import Result
 from pxsched.node.claims import Changes
-from pxsched.node.reconcile import Report, Turn
 from pxsched.node.settle import Pass
+from pxsched.node.turns import Report, Turn
 from pxsched.root import Root
 
 

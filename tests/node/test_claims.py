@@ -200,3 +200,23 @@ def test_pins_that_are_fewer_or_more_than_the_vcpus_are_a_set(small):
     small.vm(100, "cores: 4\n")
     small.settings('[vm.100]\npins = "4,3"\n')
     assert small.plan(100)["class"] == "constrained" and small.cpus(100) == ["3-4"] * 4
+
+
+def test_what_a_vm_asks_for_is_worked_out_again_only_when_it_is_another_one(small, monkeypatch):
+    node, ledger, vm = open_node(small), Ledger(), sighting(100, process=QEMU, vcpus=2, cores=2)
+    small.settings("")
+    monkeypatch.setattr(claims, "_is_current", lambda *_: True)
+    assert claims.update(node, ledger, [vm]).placed == [100]
+    before = ledger.claims[100]
+    with monkeypatch.context() as patch:
+        patch.setattr(wishes, "request", None)
+        again = nodes.open_again(node, node.topology, {})
+        assert claims.update(again, ledger, [vm]).placed == []
+        assert ledger.claims[100] == before
+    small.settings('[vm.100]\ncpus = "3"\n')
+    later = nodes.open_again(again, again.topology, {})
+    assert claims.update(later, ledger, [vm]).placed == [100]
+    assert ledger.claims[100].placement.cpus == {3}
+    grown = replace(vm, machine=replace(vm.machine, vcpus=3, cores=3))
+    claims.update(later, ledger, [grown])
+    assert len(ledger.claims[100].placement.vcpus) == 3

@@ -20,7 +20,8 @@ from pxsched.knobs.thread import ThreadAffinity
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.file import Ledger
 from pxsched.ledger.journal import Entry
-from pxsched.node.reconcile import Report, reconcile
+from pxsched.node.reconcile import reconcile
+from pxsched.node.turns import Report
 from pxsched.plugins.view import Setting
 from pxsched.root import Root
 from pxsched.value import replace

@@ -10,7 +10,7 @@ import pytest
 
 from pxsched.balance import balloon, record, samples
 from pxsched.knobs import balloon as knob
-from pxsched.node import balancing
+from pxsched.node import remembered
 from pxsched.node.balancing import Balancer
 from pxsched.node.remembered import Last
 from pxsched.root import Root
@@ -43,8 +43,8 @@ def put(root: Root, file: str, content: bytes | str) -> None:
 
 
 def test_what_was_remembered_is_read_back(root):
-    put(root, balancing.FILE, json.dumps(WHOLE))
-    known, damage = balancing._load(root, set_aside=True)
+    put(root, remembered.FILE, json.dumps(WHOLE))
+    known, damage = remembered.load(root, set_aside=True)
     assert damage == "" and known.last.to_json() == WHOLE["last"]
     read_back = known.before.to_json(), known.cpu.to_json(), known.memory.to_json() if known.memory else None
     expected = [json.loads(json.dumps(WHOLE[name])) for name in ("samples", "cpu", "memory")]
@@ -65,17 +65,17 @@ def test_what_was_remembered_is_read_back(root):
     ],
 )  # fmt: skip
 def test_a_damaged_record_is_set_aside_named_and_forgotten(root, damaged):
-    put(root, balancing.FILE, damaged)
+    put(root, remembered.FILE, damaged)
     balancer = Balancer(root)
     assert "balance.json is damaged" in balancer._damage and "kept as" in balancer._damage
-    assert Path(root.path(f"{balancing.FILE}.damaged")).exists()
+    assert Path(root.path(f"{remembered.FILE}.damaged")).exists()
     assert Balancer(root)._damage == ""
 
 
 def test_who_only_looks_leaves_a_damaged_record_where_it_is(root):
-    put(root, balancing.FILE, "[")
-    assert balancing.last(root) == Last()
-    assert Path(root.path(balancing.FILE)).exists()
+    put(root, remembered.FILE, "[")
+    assert remembered.last(root) == Last()
+    assert Path(root.path(remembered.FILE)).exists()
 
 
 def mutated(chance: random.Random, whole: bytes) -> bytes:
@@ -92,10 +92,10 @@ def test_no_content_ends_a_pass_takes_long_or_much_memory(root, count):
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     whole, told = json.dumps(WHOLE).encode(), json.dumps(TOLD).encode()
     for _ in range(count):
-        put(root, balancing.FILE, mutated(chance, whole))
+        put(root, remembered.FILE, mutated(chance, whole))
         put(root, knob.FILE, mutated(chance, told))
         begin = time.process_time()
-        balancing._load(root, set_aside=True)
+        remembered.load(root, set_aside=True)
         assert all(0 <= size_mib <= knob.MOST_MIB for _, size_mib in knob.told(root).values())
         assert time.process_time() - begin < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < ROOMY_KIB

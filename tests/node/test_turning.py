@@ -16,7 +16,8 @@ from pxsched.knobs.knob import Knob, Rank
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.journal import Entry
 from pxsched.node import settle, turning
-from pxsched.node.reconcile import Report, reconcile
+from pxsched.node.reconcile import reconcile
+from pxsched.node.turns import Report
 from pxsched.plugins.view import Setting
 from pxsched.root import Root
 

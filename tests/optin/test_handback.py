@@ -10,7 +10,7 @@ from pxsched import tick
 from pxsched.chain import files as chain
 from pxsched.chain import handback
 from pxsched.ledger import file as ledgers
-from pxsched.node import balancing
+from pxsched.node import remembered
 from pxsched.node.sighting import open_node
 from pxsched.proxmox.api import ApiError
 from pxsched.root import Root
@@ -82,7 +82,7 @@ def test_who_gets_a_device_or_huge_pages_later_is_proxmoxs_again(
     assert after == sorted([*before.splitlines(), f"hookscript: {OURS}", line.strip()])
     assert chain.RECORDS.vmids(Root(sandbox.root)) == []
     assert "Proxmox's again" not in passes(sandbox, capsys, 2)
-    skipped = balancing.last(Root(sandbox.root)).skipped[100]
+    skipped = remembered.last(Root(sandbox.root)).skipped[100]
     assert "Proxmox balances it itself" in skipped
     assert reason in skipped
 
@@ -134,7 +134,7 @@ def test_a_refusal_is_said_once_shown_and_tried_again_later_with_no_lock_held(
     assert said.count("VM 101's balloon is not Proxmox's again: no quorum?") == 1
     assert "\x1b" not in said
     assert proxmox.asked == 2, "one failure a pass, and then each is left alone for a minute"
-    last = handback.explained(root, balancing.last(root))
+    last = handback.explained(root, remembered.last(root))
     assert "not given back to Proxmox: no quorum?" in last.skipped[100]
     monkeypatch.setattr(handback, "local_api", stand_in.local_api)
     assert "again" not in passes(sandbox, capsys)

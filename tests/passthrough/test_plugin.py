@@ -13,7 +13,8 @@ from pxsched.knobs import file
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.file import Ledger
 from pxsched.ledger.journal import NODE
-from pxsched.node.reconcile import Report, reconcile
+from pxsched.node.reconcile import reconcile
+from pxsched.node.turns import Report
 from pxsched.placement.request import VmClass
 from pxsched.plugins import interrupts as plugin
 from pxsched.plugins.view import HostView, VmView

@@ -18,11 +18,12 @@ from pxsched.knobs.isolation import GroupCpus, SliceCpus
 from pxsched.knobs.knob import Gone
 from pxsched.knobs.scope import Partition
 from pxsched.ledger import file as ledgers
+from pxsched.ledger import leases
 from pxsched.ledger.claim import State
 from pxsched.ledger.journal import NODE
-from pxsched.node import reconcile as reconciling
 from pxsched.node import turning
-from pxsched.node.reconcile import Report, reconcile
+from pxsched.node.reconcile import reconcile
+from pxsched.node.turns import Report
 from pxsched.placement.request import VmClass
 from pxsched.plugins import emulator, isolation
 from pxsched.plugins.view import Setting
@@ -175,7 +176,7 @@ def test_a_widening_that_was_cut_short_is_not_taken_for_whole(tree, views, fake_
         patch.setattr(systemd, "call", call)
         turn([])
     assert tree.content() != wanted
-    monkeypatch.setattr(reconciling.process, "alive", lambda *_: False)  # this one stands for the killed one
+    monkeypatch.setattr(leases.process, "alive", lambda *_: False)  # this one stands for the killed one
     turn(narrow)
     assert tree.content() == wanted
     (drifts,) = {entry.drifts for entry in ledgers.peek(tree.root).journal.values()}

@@ -68,3 +68,11 @@ def test_what_is_wanted_for_threads_follows_all_that_it_depends_on(views):
     moved = replace(claim, placement=replace(claim.placement, vcpus=(frozenset((6,)), frozenset((7,)))))
     assert wanted(moved) == ["6", "7"]
     assert wanted(replace(claim, policy=replace(claim.policy, vcpu=False))) == []
+
+
+def test_what_is_wanted_for_threads_is_not_asked_again_where_all_is_as_it_was(views, monkeypatch):
+    claim, memo = views.claim(100, "4,5"), Memo()
+    vm, host = views.vm(claim, threads=threads(0, 1)), views.host(claim)
+    first = list(registry.of_vm(vm, host, memo))
+    monkeypatch.setattr(vcpu, "of_vm", None)
+    assert list(registry.of_vm(replace(vm), replace(host), memo)) == first != []

@@ -28,7 +28,7 @@ from pxsched.knobs.knob import Gone
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.journal import Entry
 from pxsched.node import settle
-from pxsched.node.reconcile import Turn
+from pxsched.node.turns import Turn
 from pxsched.root import Root
 from tests import killing
 

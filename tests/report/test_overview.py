@@ -10,7 +10,7 @@ from pxsched import cli
 from pxsched.guest.process import Process
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.claim import Claim, State
-from pxsched.node import balancing
+from pxsched.node import remembered
 from pxsched.node.exclusive import Exclusive, Kind, Sharer
 from pxsched.node.others import Other
 from pxsched.placement.request import Placement, VmClass
@@ -104,7 +104,7 @@ def test_status_begins_with_it_and_has_the_figures_as_json(tree, capsys):
         ledger.claims[101] = CLAIMS[1]
         ledgers.save(root, ledger)
     last = {"boot_id": "", "last": {"standings": {"101": [1.5, 0.5, 2, 0.1]}}}
-    Path(tree, balancing.FILE).write_text(json.dumps(last))
+    Path(tree, remembered.FILE).write_text(json.dumps(last))
     assert cli.main(["--root", str(tree), "status"]) == 0
     titles, first, *_ = capsys.readouterr().out.splitlines()
     assert tuple(re.split("  +", titles)) == overview.TITLES

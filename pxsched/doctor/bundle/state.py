@@ -23,7 +23,7 @@ from pxsched.ledger.claim import Claim
 from pxsched.ledger.file import Ledger
 from pxsched.ledger.journal import Entry
 from pxsched.monitor import passes, refusals
-from pxsched.node import balancing, others
+from pxsched.node import others, remembered
 from pxsched.node.remembered import Last
 from pxsched.placement.request import VmClass
 from pxsched.root import Root
@@ -43,9 +43,9 @@ def files(root: Root) -> Iterator[tuple[str, str]]:
     text = _ledger(ledger)
     if text:
         yield ledgers.FILE, text
-    last = balancing.last(root)
+    last = remembered.last(root)
     if last.at_s is not None:
-        yield balancing.FILE, json.dumps({"boot_id": BOOT_ID, "last": _last_pass(last).to_json()})
+        yield remembered.FILE, json.dumps({"boot_id": BOOT_ID, "last": _last_pass(last).to_json()})
     told = balloon.told(root)
     if told:
         yield balloon.FILE, json.dumps(told)
