@@ -18,6 +18,7 @@ from pxsched.root import Root
 from pxsched.value import Value
 
 _OTHER_FILES = 64  # descriptors left for everything else this process opens
+_RESIDENT = re.compile(r"^(?:RssAnon|RssShmem):[ \t]*(\d{1,15}) kB$", re.MULTILINE)
 
 
 class Wanted(Value):
@@ -182,12 +183,12 @@ def pressure(root: Root, vmid: int) -> dict[str, float]:
 
 
 def resident_mib(root: Root, pid: int) -> float | None:
-    """The memory a process really holds."""
-    words = (root.read(f"proc/{int(pid)}/statm") or "").split()
-    try:
-        return int(words[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
-    except (IndexError, ValueError):
-        return None
+    """The memory a process really holds, without what it maps of files: QEMU's program is no guest's memory.
+
+    Private and shared (RssAnon, RssShmem of proc_pid_status(5)); huge pages are neither.
+    """
+    found = _RESIDENT.findall(root.read(f"proc/{int(pid)}/status") or "")
+    return sum(map(int, found)) / 1024 if len(found) == 2 else None
 
 
 def used_ns(root: Root, vmid: int, process: Process) -> int | None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pxsched.errors import UserError
-from pxsched.guest import balloon
+from pxsched.guest import balloon, schedstat
+from pxsched.root import Root
 from pxsched.sandbox import linux
 
 from .conftest import ALONE
@@ -77,8 +78,7 @@ class Guests:
 
     def occupied(self, vmid):
         """The host's memory that it holds."""
-        pages = int(Path(f"/proc/{self.host.sandbox.pid(vmid)}/statm").read_text().split()[1])
-        return min(pages / 256, self.size(vmid))
+        return min(schedstat.resident_mib(Root("/"), self.host.sandbox.pid(vmid)), self.size(vmid))
 
     def until(self, condition, *, within_s=60.0, load=lambda: None):
         deadline = time.monotonic() + within_s

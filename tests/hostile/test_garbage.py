@@ -288,7 +288,9 @@ CASES = {
         lambda root: (process.allowed(root, QEMU), process.mask(root, QEMU)),
     ),
     "a process's size": Case(
-        f"proc/{QEMU}/statm", b"100 50 10 1 0 40 0\n", partial(schedstat.resident_mib, pid=QEMU)
+        f"proc/{QEMU}/status",
+        b"VmRSS:\t    3072 kB\nRssAnon:\t    2048 kB\nRssShmem:\t       0 kB\n",
+        partial(schedstat.resident_mib, pid=QEMU),
     ),
     "a pid file": Case("run/qemu-server/100.pid", f"{QEMU}\n".encode(), lambda root: process.find(root, 100)),
     "a command line": Case(

@@ -63,25 +63,25 @@ def rom_args(vmid: int) -> str:
 
 
 def linux_args() -> str:
-    return _linux(INITRD_FILE, "")
+    return _linux(INITRD_FILE)
 
 
 def smp_linux_args() -> str:
-    """A guest of several vCPUs, without drivers.
+    """A guest of several vCPUs, without drivers."""
+    return _linux(BARE_FILE)
 
-    Whose kernel is told the TSC's frequency (any will do), and that its timers need no help, has no interrupt
-    of the interval timer, which is what hangs such guests (docs/lab.md). An Intel model: the emulated AMD
-    host has no topoext to give.
+
+def _linux(initrd: str) -> str:
+    """A kernel that is told the TSC's frequency (any will do), and that its timers need no help, has no interrupt
+    of the interval timer, which hangs guests here (docs/lab.md). An Intel model: the emulated AMD host has no
+    topoext to give.
     """
-    model = "-cpu kvm64,vendor=GenuineIntel,+arat,+tsc-deadline,+x2apic"
-    return f"{_linux(BARE_FILE, 'tsc_early_khz=2500000 lpj=5000000')} {model}"
-
-
-def _linux(initrd: str, more: str) -> str:
     options = (
-        "console=ttyS1 quiet mitigations=off no_timer_check tsc=reliable cryptomgr.notests panic=-1 nokaslr"
+        "console=ttyS1 quiet mitigations=off no_timer_check tsc=reliable tsc_early_khz=2500000 lpj=5000000 "
+        "cryptomgr.notests panic=-1 nokaslr"
     )
-    return f"-kernel /lab/vmlinux -initrd /lab/state/{initrd} -append '{f'{options} {more}'.strip()}'"
+    model = "-cpu kvm64,vendor=GenuineIntel,+arat,+tsc-deadline,+x2apic"
+    return f"-kernel /lab/vmlinux -initrd /lab/state/{initrd} -append '{options}' {model}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Reading counters and memory: from the running kernel, and from trees that lack everything."""
 
+import mmap
 import os
 import threading
 import time
@@ -128,6 +129,20 @@ def test_vms_have_no_more_than_a_limit_of_their_slice_leaves_them(tmp_path):
         write(tmp_path, f"{group}/memory.high", "max\n")
         found = pressure.host_memory(Root(str(tmp_path)))
         assert (found.available_mib, found.arc_mib) == (left, arc)
+
+
+def test_what_a_process_maps_of_files_is_no_guests_memory(tmp_path):
+    status = "Name:\tkvm\nRssAnon:\t 2097152 kB\nRssFile:\t   65536 kB\nRssShmem:\t  983040 kB\n"
+    write(tmp_path, "proc/100/status", status)
+    assert schedstat.resident_mib(Root(str(tmp_path)), 100) == 2048 + 960
+
+
+def test_memory_that_a_process_shares_is_its_own(tmp_path):
+    """As a guest's is, whose memory another process of the host serves (vhost-user, virtiofs)."""
+    before = schedstat.resident_mib(Root("/"), os.getpid())
+    with mmap.mmap(-1, 8 << 20) as shared:
+        shared.write(b"x" * len(shared))
+        assert 7 < schedstat.resident_mib(Root("/"), os.getpid()) - before < 12
 
 
 def test_a_root_without_memory_information_has_none(tmp_path):
