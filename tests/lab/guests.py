@@ -72,9 +72,9 @@ def smp_linux_args() -> str:
 
 
 def _linux(initrd: str) -> str:
-    """A kernel that is told the TSC's frequency (any will do), and that its timers need no help, has no interrupt
-    of the interval timer, which hangs guests here (docs/lab.md). An Intel model: the emulated AMD host has no
-    topoext to give.
+    """A kernel that is told the TSC's frequency (any will do), and that its timers need no help, has no
+    interrupt of the interval timer, which hangs guests here (docs/lab.md). An Intel model: the emulated AMD
+    host has no topoext to give.
     """
     options = (
         "console=ttyS1 quiet mitigations=off no_timer_check tsc=reliable tsc_early_khz=2500000 lpj=5000000 "
