@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from pxsched.balance import samples
 from pxsched.guest import schedstat
+from pxsched.guest.hookscript import is_ours
 from pxsched.host import topology as topologies
 from pxsched.host.topology import Topology
 from pxsched.ledger import file as ledgers
@@ -23,8 +24,12 @@ from pxsched.report.host import HostNow
 from pxsched.root import Root
 from pxsched.value import NOTHING, Value
 
-# VMs that are not opted in have no class of ours.
-FOREIGN = "not opted in"
+
+def unplaced(hookscript: str) -> str:
+    """What stands in the place of a VM's class where it has none: one of ours may have been refused a place,
+    or waits for the next pass.
+    """
+    return "not placed" if is_ours(hookscript) else "not opted in"
 
 
 class Row(Value):
@@ -131,7 +136,7 @@ def row(sighting: Sighting, claim: Claim | None, use: samples.Use | None, topolo
     l3s = {topology.cpus[cpu].l3 for cpu in cpus if cpu in topology.cpus} - {None}
     return Row(
         sighting.vmid,
-        claim.placement.vm_class.value if claim else FOREIGN,
+        claim.placement.vm_class.value if claim else unplaced(machine.hookscript if machine else ""),
         vcpus,
         len(l3s),
         claim.placement.nodes if claim else frozenset(),

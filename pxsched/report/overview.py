@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pxsched.errors import UserError
 from pxsched.guest import config
-from pxsched.guest.hookscript import is_ours
 from pxsched.host import cgroup, cpulist, topology
 from pxsched.host.topology import Topology
 from pxsched.ledger.claim import Claim
@@ -13,7 +12,7 @@ from pxsched.node import exclusive, others, remembered
 from pxsched.node import sighting as nodes
 from pxsched.node.exclusive import Exclusive
 from pxsched.node.others import Other
-from pxsched.report import balance
+from pxsched.report import balance, frame
 from pxsched.root import Root
 from pxsched.value import NOTHING, Value
 
@@ -103,12 +102,12 @@ def _placed(
 
 
 def _kind(root: Root, other: Other) -> str:
-    """Of those that have no place; a VM of ours may have been refused one, or waits for the next pass."""
+    """Of those that have no place."""
     if other.process is None:
         return "container"
     path = nodes.config_path(root, other.vmid, "")
     options = config.parse((root.read(path) if path else None) or "", name="").options
-    return "not placed" if is_ours(options.get("hookscript", "")) else "not opted in"
+    return frame.unplaced(options.get("hookscript", ""))
 
 
 def _memory_mib(root: Root, claim: Claim) -> Mapping[int, int]:

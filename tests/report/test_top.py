@@ -161,6 +161,11 @@ def test_a_vm_that_is_not_opted_in_is_shown_as_such():
     assert any("200" in line and "not opted in" in line for line in shown(Frame(machine(4), (row,), {})))
 
 
+def test_a_vm_of_ours_that_has_no_place_is_not_called_a_strangers():
+    one = Sighting(200, Machine(memory_mib=2048, hookscript="local:snippets/pxsched"), Process(5, 6))
+    assert frames.row(one, None, None, machine(4)).vm_class == "not placed"
+
+
 def test_what_is_not_as_wanted_is_named_once_for_each_owner():
     ledger = ledgers.Ledger()
     for tid in range(3):
