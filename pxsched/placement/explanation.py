@@ -215,7 +215,8 @@ def shared(
     if all(machine.kinds.get(kind, 0) & chosen.mask for kind in CpuKind):
         lines.append("warning: its home mixes performance and efficiency cores: no kind alone holds it")
     lines += _devices(request, chosen.nodes)
-    lines += _fenced(request)
+    if size >= request.vcpus:
+        lines += _fenced(request)
     lines += _bound(request)
     neighbours = sorted(vmid for other in occupied.floats if other.mask & chosen.mask for vmid in other.vmids)
     foreign = [name for one in occupied.outsiders if one.mask & chosen.mask for name in one.names]

@@ -208,6 +208,28 @@ def test_the_doctor_says_what_ends_it(node, there, remedy):
     assert "it is set" in said
 
 
+@pytest.mark.parametrize("setting", ["", '[node]\nisolation = "slices"'])
+def test_on_cgroup_v1_nothing_is_offered_against_host_tasks_that_works_on_v2_only(node, setting):
+    os.unlink(node.base / CGROUP / "cgroup.controllers")
+    node.put(f"{CGROUP}/cpuset/cgroup.procs", "")
+    node.put(f"{CGROUP}/cpuset/cpuset.effective_cpus", "0-7")
+    node.put("etc/pxsched/pxsched.toml", setting)
+    ((text, said),) = node.remedies().items()
+    assert "host tasks" in text and said.startswith("a start with cgroup v2, where `isolation`")
+
+
+@pytest.mark.parametrize("setting", ["", '[node]\nothers = "confine"'])
+def test_for_threads_of_our_own_vms_the_doctor_names_their_policy_and_not_that_of_others(node, setting):
+    node.dedicate(101, {4})
+    node.vm(101, 1100, "2,4")
+    node.put("etc/pxsched/pxsched.toml", setting)
+    said = {text: remedy for text, remedy in node.remedies().items() if "VM 101 on CPUs 2" in text}
+    (remedy,) = said.values()
+    assert "`pxsched status` says why: its policy (`vcpu`, `emulator`, `vhost`)" in remedy
+    node.vm(200, 2000, "2")
+    assert any('"confine"' in one or "it is set" in one for one in node.remedies().values())
+
+
 def test_the_doctor_says_that_they_are_exclusive_where_they_are(node):
     ((text, said),) = node.remedies().items()
     assert (text, said) == ("CPUs 2-3 are VM 100's alone, but for the kernel's own threads", "")

@@ -229,6 +229,12 @@ def test_shared_vms_fill_the_nodes_with_memory_first_and_then_the_others():
     assert sorted(on[4:]) == [1, 1, 3, 3]
 
 
+def test_a_rival_that_lies_partly_on_a_node_without_memory_is_said_to():
+    answer = place(host(THREADRIPPER, free_mib=FREE), [], wish(24, vm_class=VmClass.SHARED, memory_mib=GIB))
+    assert THREADRIPPER.nodes_of(answer.cpus) == {0, 2}
+    assert any(line.endswith("part of it has no memory of its own") for line in answer.why)
+
+
 def test_a_vm_on_a_node_without_memory_has_it_from_the_nearest_that_has_some():
     pairs = ((a, b) for a in range(4) for b in range(4))
     near = {(a, b): 10 if a == b else 16 if a // 2 == b // 2 else 32 for a, b in pairs}

@@ -126,6 +126,19 @@ def test_a_fence_is_named_where_it_is_the_reason():
     assert "warning: 4 vCPUs share 2 CPUs; AllowedCPUs of qemu.slice lets it have 8-9" in few.why
 
 
+@pytest.mark.parametrize(
+    ("fence", "line"),
+    [
+        ("4-5", "warning: 4 vCPUs share 2 CPUs; qemu.slice lets it have 4-5"),
+        ("5", "warning: 4 vCPUs share 1 CPU; qemu.slice lets it have 5"),
+        ("4-7", "qemu.slice lets it have 4-7"),
+    ],
+)
+def test_a_fence_around_a_shared_vm_is_named_once(fence, line):
+    why = place(host(TWO_NODES), [], shared(4, fence=cpulist.parse(fence), fence_name="qemu.slice")).why
+    assert [said for said in why if "qemu.slice" in said] == [line]
+
+
 def test_an_affinity_that_a_fence_narrows_is_said():
     fence = {"fence": cpulist.parse("0-3"), "fence_name": "qemu.slice"}
     floating = wish(2, vm_class=VmClass.CONSTRAINED, affinity=(2, 3, 4), **fence)
@@ -164,6 +177,37 @@ def test_a_constrained_vm_keeps_to_what_of_its_list_is_beside_its_memory():
     request = wish(4, vm_class=VmClass.CONSTRAINED, affinity=tuple(range(4, 12)), guest_nodes=guests)
     answer = place(host(TWO_NODES), [], request)
     assert [cpulist.format(cpus) for cpus in answer.vcpus] == ["4-7", "4-7", "8-11", "8-11"]
+
+
+@pytest.mark.parametrize(("near", "each"), [("8", "4-7,8"), ("8-9", "8-9"), ("8-10", "8-10")])
+def test_a_list_with_fewer_cpus_beside_the_memory_than_vcpus_is_kept_whole(near, each):
+    guests = (guest_node("0-1", 512, "1", "bind"),)
+    listed = tuple(cpulist.parse(f"4-7,{near}"))
+    request = wish(2, vm_class=VmClass.CONSTRAINED, affinity=listed, guest_nodes=guests)
+    assert place(host(TWO_NODES), [], request).vcpus == (cpulist.parse(each),) * 2
+
+
+@pytest.mark.parametrize(
+    ("bound", "nodes"),
+    [
+        ([("1", "bind")], {1}),
+        ([("1", "interleave")], {1}),
+        ([("1", "preferred")], {0, 1}),
+        ([("1", "bind"), ("", "")], {0, 1}),
+        ([("7", "bind")], {0}),
+    ],
+)
+def test_memory_that_is_bound_lies_nowhere_else(bound, nodes):
+    guests = tuple(guest_node(f"{i}", 512, where, policy) for i, (where, policy) in enumerate(bound))
+    for vm_class, affinity in (VmClass.PINNED, (4, 5)), (VmClass.CONSTRAINED, (4, 5, 6)):
+        request = wish(2, vm_class=vm_class, affinity=affinity, guest_nodes=guests)
+        assert place(host(TWO_NODES), [], request).nodes == nodes
+
+
+@pytest.mark.parametrize(("listed", "words"), [((4,), "share 1 CPU"), ((4, 5), "share 2 CPUs")])
+def test_a_list_shorter_than_the_vm_is_said_to_be_shared(listed, words):
+    request = wish(3, vm_class=VmClass.CONSTRAINED, affinity=listed)
+    assert f"warning: 3 vCPUs {words}" in place(host(TWO_NODES), [], request).why
 
 
 def test_an_affinity_away_from_the_bound_memory_is_obeyed_and_said():
