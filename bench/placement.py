@@ -426,6 +426,9 @@ COLUMNS = (
     "cores shared by two VMs", "imbalance beyond one L3 group",
     "fragmentation", "p50 ms", "p99 ms", "max ms",
 )  # fmt: skip
+# Among others, CPUs of nobody come before near ones, so nobody is judged by crossings and mixes; alone, there
+# are no CPUs of others.
+UNJUDGED_AMONG_OTHERS, UNJUDGED_ALONE = range(4, 7), range(7, 8)
 
 
 def row(host, name, results):
@@ -454,11 +457,13 @@ def row(host, name, results):
     )
 
 
-def table(rows, *, markdown):
-    widths = [max(len(line[i]) for line in [COLUMNS, *rows]) for i in range(len(COLUMNS))]
+def table(rows, unjudged, *, markdown):
+    """unjudged: the columns to leave out, by number."""
+    shown = [i for i in range(len(COLUMNS)) if i not in unjudged]
+    cells = [[line[i] for i in shown] for line in [COLUMNS, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
-        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in [COLUMNS, *rows]
+        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells
     ]
     if markdown:
         lines.insert(1, "-|-".join("-" * width for width in widths))
@@ -516,7 +521,8 @@ def main():
         if args.host in host:
             rows += measure(host, topology, args)
             print(f"{host}: done", file=sys.stderr)
-    print(table(rows, markdown=args.markdown))
+    unjudged = UNJUDGED_AMONG_OTHERS if args.foreign else UNJUDGED_ALONE
+    print(table(rows, unjudged, markdown=args.markdown))
 
 
 if __name__ == "__main__":
