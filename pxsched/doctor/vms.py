@@ -11,7 +11,7 @@ from pxsched.doctor.finding import Finding, Level, Subject, some, vms
 from pxsched.errors import UserError
 from pxsched.guest.config import Machine
 from pxsched.guest.hookscript import SCRIPT_NAME, is_ours
-from pxsched.host import memory
+from pxsched.host import memory, mounts
 from pxsched.ledger.journal import AGAIN_AND_AGAIN
 from pxsched.proxmox import cluster
 from pxsched.proxmox import storage as storages
@@ -34,12 +34,15 @@ def hookscript(subject: Subject) -> Iterator[Finding]:
             remedy = f"VMs {vms(holders)} need it" if holders else "run install.sh --storage NAME"
             yield Finding(Level.BAD, "hookscript", f"{volume}: {error.message}", remedy)
             continue
-        if os.access(root.path(path), os.X_OK):
+        there = os.path.isfile(root.path(path))
+        barred = there and mounts.is_barred(root, path)
+        if there and not barred and os.access(root.path(path), os.X_OK):
             yield Finding(Level.OK, "hookscript", f"{volume} is in place, {len(holders)} VMs have it")
             continue
-        there = os.path.isfile(root.path(path))
         wrong = "is not executable" if there else "is missing" if holders else "is not installed"
         remedy = f"chmod 755 /{path}" if there else "run install.sh (or `pxsched node install`)"
+        if barred:
+            remedy = "its file system is mounted `noexec`: mount it without that"
         if holders:
             text = f"{volume} {wrong}: VMs {vms(holders)} cannot start"
             yield Finding(Level.BAD, "hookscript", text, remedy)

@@ -62,17 +62,40 @@ def mapped(text: str, names: Iterable[str] | None, node_name: str) -> list[str]:
 
     Sections start with a bare name in the first column; their properties are indented.
     """
+    return [address for address, _model in _entries(text, names, node_name)]
+
+
+def unmapped(root: Root, name: str, node_name: str) -> str:
+    """Why a resource mapping keeps a VM from starting on this node: each device that it names for the node
+    must be there, and be the one that was mapped (PVE::Mapping::PCI, assert_valid). Empty where it does not.
+    """
+    text = root.read(MAPPINGS)
+    entries = _entries(text or "", (name,), node_name)
+    if text is not None and not entries:
+        return f"mapping {name[:40]} has no device on this node"
+    gone = [address for address, _model in entries if not devices.expand(root, address)]
+    if gone:
+        return f"{' '.join(gone)} {'is' if len(gone) == 1 else 'are'} not there"
+    for address, model in entries:
+        now = devices.model_of(root, address)
+        if now and model not in ("", now):
+            return f"{address} is {now}, not {model}"
+    return ""
+
+
+def _entries(text: str, names: Iterable[str] | None, node_name: str) -> list[tuple[str, str]]:
+    """(address, `vendor:device` as mapped) of each device."""
     wanted = None if names is None else frozenset(names)
-    section, addresses = "", []
+    section, found = "", []
     for line in text.splitlines():
         if line.strip() and not line[0].isspace() and not line.startswith("#"):
             section = line.strip().rstrip(":")
         elif (wanted is None or section in wanted) and line.strip().startswith("map "):
-            addresses += _path(line.strip().removeprefix("map "), node_name)
-    return addresses
+            found += _entry(line.strip().removeprefix("map "), node_name)
+    return found
 
 
-def _path(entry: str, node_name: str) -> list[str]:
+def _entry(entry: str, node_name: str) -> list[tuple[str, str]]:
     try:
         values = property_string(entry)
     except ValueError:
@@ -80,7 +103,10 @@ def _path(entry: str, node_name: str) -> list[str]:
     if values.get("node") != node_name:
         return []
     paths = (path.strip().lower() for path in values.get("path", "").split(";"))
-    return [path for path in paths if devices.FUNCTION.fullmatch(path) or devices.SLOT.fullmatch(path)]
+    model = values.get("id", "").lower()
+    return [
+        (path, model) for path in paths if devices.FUNCTION.fullmatch(path) or devices.SLOT.fullmatch(path)
+    ]
 
 
 def _covered(address: str, alternatives: list[str]) -> bool:

@@ -48,6 +48,14 @@ def expand(root: Root, address: str) -> tuple[str, ...]:
     return tuple(found for found in candidates if root.exists(f"{PCI_DIR}/{found}"))
 
 
+def model_of(root: Root, address: str) -> str:
+    """`vendor:device` of a function, or of a slot's first one; empty where sysfs does not say."""
+    for function in expand(root, address)[:1]:
+        words = [root.read(f"{PCI_DIR}/{function}/{name}") or "" for name in ("vendor", "device")]
+        return ":".join(word.removeprefix("0x") for word in words) if all(words) else ""
+    return ""
+
+
 def node_of(root: Root, address: str) -> int | None:
     """The NUMA node of a function; the kernel writes -1 for an unknown one."""
     text = root.read(f"{PCI_DIR}/{address}/numa_node") or ""

@@ -99,10 +99,14 @@ def _of_energy(found: FrequencyPolicy, policy: Policy) -> Iterator[str]:
     energy = policy.energy
     if energy and not found.preference:
         yield "energy counts for nothing: the frequency driver has no energy preferences"
-    elif energy and found.preferences and not energy.isdecimal() and energy not in found.preferences:
+    elif energy and found.preferences and not _known(energy, found.preferences):
         yield f"there is no energy preference {energy!r}: available are {' '.join(found.preferences)}"
-    elif energy and _governor(found, policy) == "performance" != energy:
+    elif energy not in ("", "0", "performance") and _governor(found, policy) == "performance":
         yield f"energy = {energy!r} is refused: the governor performance takes no other preference"
+
+
+def _known(energy: str, preferences: Iterable[str]) -> bool:
+    return int(energy) <= 255 if energy.isdecimal() else energy in preferences
 
 
 def _governor(found: FrequencyPolicy, policy: Policy) -> str:
@@ -116,9 +120,8 @@ def of_devices(root: Root, machine: Machine, node_name: str) -> Iterator[str]:
         return
     for option in machine.hostpci:
         gone = [address for address in option.addresses if not devices.expand(root, address)]
+        what = f"{' '.join(gone)} {'is' if len(gone) == 1 else 'are'} not there" if gone else ""
         if option.mapping:
-            offered = passthrough.mapped(root.read(passthrough.MAPPINGS) or "", {option.mapping}, node_name)
-            gone += [] if any(devices.expand(root, address) for address in offered) else offered
-        if gone:
-            what = f"hostpci{option.number}: {' '.join(gone)} {'is' if len(gone) == 1 else 'are'} not there"
-            yield f"the VM {CANNOT_START} while its device is gone ({what})"
+            what = passthrough.unmapped(root, option.mapping, node_name)
+        if what:
+            yield f"the VM {CANNOT_START} while its device is gone (hostpci{option.number}: {what})"

@@ -1,6 +1,7 @@
 """Nothing is written below a mount point on which nothing is mounted."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +63,13 @@ def test_a_file_of_the_kernels_that_is_not_there_is_not_made(tmp_path):
     with pytest.raises(FileNotFoundError):
         cgroup.put(root, "", "cpuset.cpus", "0")
     assert list((tmp_path / "sys/fs/cgroup").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "above, below, barred",
+    [("rw,noexec", "rw", False), ("rw", "ro,noexec", True), ("rw,noexec", None, True), ("rw", None, False)],
+)
+def test_programs_run_where_the_innermost_mount_lets_them(root, above, below, barred):
+    lines = [f"/dev/sda1 / ext4 {above} 0 0"] + ([f"server:/x /mnt/x nfs {below} 0 0"] if below else [])
+    Path(root.path("proc/mounts")).write_text("\n".join(lines))
+    assert mounts.is_barred(root, "mnt/x/snippets/pxsched") is barred

@@ -1,5 +1,7 @@
 """What a person is told of a VM beside its place: in `plan`, in the doctor's findings, in the pass's line."""
 
+import json
+
 import pytest
 
 CPU = "sys/devices/system/cpu"
@@ -66,7 +68,9 @@ def test_more_running_vcpus_than_configured_ones_are_said_and_counted(small):
         ("99:00.1", ("0000:99:00.0",), "hostpci1: 0000:99:00.1 is not there"),
         ("0000:98:00;0000:99:00", ("0000:99:00.0",), "hostpci1: 0000:98:00 is not there"),
         ("mapping=gpu", ("0000:03:00.0",), "hostpci1: 0000:01:00.0 0000:02:00.0 are not there"),
-        ("mapping=gpu", ("0000:02:00.0",), ""),
+        ("mapping=gpu", ("0000:02:00.0",), "hostpci1: 0000:01:00.0 is not there"),
+        ("mapping=gpu", ("0000:01:00.0", "0000:02:00.0"), ""),
+        ("mapping=fpga", (), "hostpci1: mapping fpga has no device on this node"),
         ("0000:99:00", ("0000:99:00.3",), ""),
     ],
 )
@@ -83,6 +87,16 @@ def test_a_passed_through_device_that_is_gone_is_said(small, option, there, gone
     assert not gone or said(small, 100, gone)
 
 
+@pytest.mark.parametrize(("device", "gone"), [("0x0001", False), ("0x0002", True)])
+def test_another_device_at_the_mapped_address_is_said(small, device, gone):
+    small.put("sys/bus/pci/devices/0000:01:00.0/vendor", "0x10de")
+    small.put("sys/bus/pci/devices/0000:01:00.0/device", device)
+    small.put("etc/pve/mapping/pci.cfg", "gpu\n\tmap id=10de:0001,node=pve1,path=0000:01:00")
+    small.vm(100, "cores: 2\nhostpci0: mapping=gpu")
+    words = "device is gone (hostpci0: 0000:01:00 is 10de:0002, not 10de:0001)"
+    assert said(small, 100, words) == said(small, 100, "cannot start") == gone
+
+
 # Frequency
 
 
@@ -97,6 +111,8 @@ def test_a_passed_through_device_that_is_gone_is_said(small, option, there, gone
             "powersave",
             "the governor performance takes no other",
         ),
+        ('energy = "256"', "powersave", "there is no energy preference '256'"),
+        ('energy = "128"', "performance", "the governor performance takes no other preference"),
         ('governor = "schedutil"', "powersave", "there is no governor 'schedutil'"),
     ],
 )
@@ -107,9 +123,18 @@ def test_a_preference_or_governor_that_cannot_be_had_is_said(small, settings, go
     assert said(small, 100, words)
 
 
-@pytest.mark.parametrize("settings", ['energy = "power"', 'energy = "77"', 'governor = "powersave"'])
-def test_one_that_can_be_had_is_no_word_worth(small, settings):
-    frequency(small, "powersave")
+@pytest.mark.parametrize(
+    "settings, governor",
+    [
+        ('energy = "power"', "powersave"),
+        ('energy = "77"', "powersave"),
+        ('energy = "255"', "powersave"),
+        ('energy = "0"', "performance"),
+        ('governor = "powersave"', "powersave"),
+    ],
+)
+def test_one_that_can_be_had_is_no_word_worth(small, settings, governor):
+    frequency(small, governor)
     small.settings(f"[vm.100]\n{settings}\n")
     small.vm(100, "cores: 2\naffinity: 4,5")
     assert "warning" not in small.run("plan", "100")
@@ -210,6 +235,35 @@ def test_a_script_without_its_run_bit_is_not_executable(small, mode):
     assert line == "bad: local:snippets/pxsched is not executable: VMs 100 cannot start"
     (small.base / "var/lib/vz/snippets/pxsched").unlink()
     assert "is missing: VMs 100 cannot start" in small.findings("hookscript")[0]
+
+
+def test_a_directory_in_the_scripts_place_is_no_script(small):
+    small.vm(100, "cores: 1")
+    script = small.base / "var/lib/vz/snippets/pxsched"
+    script.unlink()
+    script.mkdir()
+    (line,) = small.findings("hookscript")
+    assert line == "bad: local:snippets/pxsched is missing: VMs 100 cannot start"
+
+
+@pytest.mark.parametrize(
+    "point, options, barred",
+    [
+        ("/", "rw,noexec", True),
+        ("/var/lib/vz", "rw,nosuid,noexec", True),
+        ("/var/lib/vz", "rw", False),
+        ("/var/lib/v", "rw,noexec", False),
+        ("/var/lib/vz/snippets/pxsched2", "rw,noexec", False),
+    ],
+)
+def test_a_script_on_a_file_system_without_programs_is_not_executable(small, point, options, barred):
+    small.vm(100, "cores: 1")
+    small.put("proc/mounts", f"/dev/sda1 / ext4 rw 0 0\n/dev/sdb1 {point} ext4 {options} 0 0")
+    (line,) = small.findings("hookscript")
+    assert line.startswith("bad: ") == barred
+    found = json.loads(small.run("doctor", "--json"))["findings"]
+    (remedy,) = (one["remedy"] for one in found if one["area"] == "hookscript")
+    assert ("mounted `noexec`" in remedy) == barred
 
 
 STORAGES = """
