@@ -33,7 +33,7 @@ exec </dev/ttyS0 >/dev/ttyS0 2>&1
 while read -r verb argument; do
   case $verb in
     ping) echo pong ;;
-    memory) $b dd if=/dev/zero of=/tmp/fill bs=1M count="$argument" 2>/dev/null
+    memory) $b dd if=/dev/zero of=/tmp/fill bs=1M count="$argument" conv=notrunc 2>/dev/null
       $b grep MemAvailable /proc/meminfo ;;
     free) $b rm -f /tmp/fill ;;
     burn) while :; do :; done & echo $! >/tmp/burner ;;
