@@ -66,7 +66,7 @@ def offers(topology: Topology, settings: NodeSettings) -> tuple[Offer, ...]:
     left_mib = _after_reservation(used, settings.karpenter_reserved_mib)
     used = [node for node in used if whole_gib(left_mib[node.id])]
     if not used:
-        raise UserError("less than 1 GiB of memory on each NUMA node: there is nothing to offer to Karpenter")
+        raise UserError("no NUMA node has CPUs and 1 GiB of memory to offer to Karpenter")
     if len(used) > MAX_NUMA_NODES:
         raise UserError(
             f"{len(used)} NUMA nodes cannot be described: Proxmox knows numa0 to numa{MAX_NUMA_NODES - 1}",

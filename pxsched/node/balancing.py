@@ -22,6 +22,7 @@ from pxsched.node.reconcile import reconcile
 from pxsched.node.remembered import Remembered, Standing
 from pxsched.node.sighting import Node, Sighting
 from pxsched.node.turns import Report
+from pxsched.placement.machine import machine_of
 from pxsched.root import Root
 from pxsched.value import NOTHING, Value, replace
 
@@ -279,7 +280,7 @@ def _move(held: Ledger, seen: Ledger, node: Node, move: cpu.Move) -> bool:
     if move.vcpu is None:
         if placement.cpus != move.before:
             return False
-        nodes = node.topology.nodes_of(move.after) or placement.nodes
+        nodes = machine_of(node.topology).memory_of(move.after) or placement.nodes
         moved = claiming.moved_to(placement, move.after, nodes, move.why)
     else:
         if placement.vcpus[move.vcpu : move.vcpu + 1] != (move.before,):
@@ -287,6 +288,6 @@ def _move(held: Ledger, seen: Ledger, node: Node, move: cpu.Move) -> bool:
         vcpus = list(placement.vcpus)
         vcpus[move.vcpu] = move.after
         moved = replace(placement, vcpus=tuple(vcpus), why=(move.why, *placement.why[:3]))
-        moved = replace(moved, nodes=node.topology.nodes_of(moved.cpus) or placement.nodes)
+        moved = replace(moved, nodes=machine_of(node.topology).memory_of(moved.cpus) or placement.nodes)
     held.claims[move.vmid] = replace(now, placement=moved, aside=None)
     return True

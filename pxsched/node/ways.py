@@ -11,6 +11,7 @@ from pxsched.ledger.file import Ledger
 from pxsched.node import fences, planning, trial
 from pxsched.node import sighting as nodes
 from pxsched.node.sighting import Node
+from pxsched.placement.machine import machine_of
 from pxsched.placement.request import EXCLUSIVE, Placement, VmClass
 from pxsched.proof import way as ways
 from pxsched.proof.way import Kind, Way
@@ -119,7 +120,7 @@ def _placement(
     own = home.vm_class in EXCLUSIVE
     if way.kind is Kind.HOME:
         if way.cpus is not None:
-            nodes_of = node.topology.nodes_of(way.cpus) or home.nodes
+            nodes_of = machine_of(node.topology).memory_of(way.cpus) or home.nodes
             return replace(home, vcpus=(way.cpus,) * count, emulator=way.cpus, nodes=nodes_of)
         return replace(home, vcpus=(home.cpus,) * count) if own else None
     if way.kind is not Kind.DEDICATED or home.vm_class is VmClass.DEDICATED:

@@ -202,20 +202,27 @@ def apart(machine: Machine, chosen: Home, request: Request) -> str:
 
 
 def shared(
-    machine: Machine, occupied: Occupancy, homes: Sequence[Home], chosen: Home, request: Request
+    machine: Machine,
+    occupied: Occupancy,
+    homes: Sequence[Home],
+    chosen: Home,
+    request: Request,
+    allowed: int,
 ) -> tuple[str, ...]:
+    """allowed: the CPUs that it may use, whoever else is there."""
     size = chosen.mask.bit_count()
     lines = [
         f"{obstacles.count(request.vcpus, 'vCPU')} float{'s' * (request.vcpus == 1)} on CPUs"
         f" {obstacles.cpus(chosen.mask)}: {_place(machine, chosen.nodes, chosen.mask)}"
     ]
     if size < request.vcpus:
-        rest = obstacles.fence(request) or "; other VMs hold the rest"
+        few = allowed.bit_count() < request.vcpus
+        rest = (obstacles.fence(request) or ": it may use no other") if few else "; other VMs hold the rest"
         lines.append(f"warning: {request.vcpus} vCPUs share {obstacles.count(size, 'CPU')}{rest}")
     if all(machine.kinds.get(kind, 0) & chosen.mask for kind in CpuKind):
         lines.append("warning: its home mixes performance and efficiency cores: no kind alone holds it")
     lines += _devices(request, chosen.nodes)
-    if size >= request.vcpus:
+    if not any(obstacles.fence(request) in line for line in lines):
         lines += _fenced(request)
     lines += _bound(request)
     neighbours = sorted(vmid for other in occupied.floats if other.mask & chosen.mask for vmid in other.vmids)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pxsched.host import cpulist
 from pxsched.placement import bindings, isolated, obstacles
 from pxsched.placement.housekeeping import emulator
-from pxsched.placement.machine import machine_of
+from pxsched.placement.machine import machine_of, mask_of
 from pxsched.placement.memory import memory_nodes
 from pxsched.placement.occupancy import occupancy
 from pxsched.placement.request import EXCLUSIVE, Holding, Host, Placement, Refused, Request, VmClass
@@ -41,7 +41,7 @@ def place_pinned(host: Host, holdings: Sequence[Holding], request: Request) -> P
     vcpus = tuple(frozenset((cpu,)) for cpu in pins)
     machine = machine_of(host.topology)
     why += bindings.warnings(machine, request, vcpus, f"{where} pins its vCPUs to")
-    near, line = emulator(host, holdings, request, host.topology.nodes_of(own), own)
+    near, line = emulator(host, holdings, request, machine.sites_of(mask_of(own)), own)
     return Placement(request.vmid, VmClass.PINNED, vcpus, near, _nodes(host, request, own), (*why, *line))
 
 
@@ -78,7 +78,7 @@ def place_constrained(host: Host, holdings: Sequence[Holding], request: Request)
     vcpus, lines = isolated.apart(machine, occupancy(machine, holdings, request, host), request, vcpus)
     rest = isolated.floating(machine, cpus)
     if not rest:
-        rest, line = emulator(host, holdings, request, host.topology.nodes_of(cpus), cpus)
+        rest, line = emulator(host, holdings, request, machine.sites_of(mask_of(cpus)), cpus)
         lines += line
     nodes = _nodes(host, request, cpus)
     return Placement(request.vmid, VmClass.CONSTRAINED, vcpus, rest, nodes, (*why, *lines))
@@ -91,7 +91,7 @@ def _nodes(host: Host, request: Request, cpus: frozenset[int]) -> frozenset[int]
     bound = all(guest.host_nodes and guest.policy != "preferred" for guest in request.guest_nodes)
     if wished and bound and wished <= host.topology.node_by_id.keys():
         return wished
-    on = machine.nodes_of(sum(1 << cpu for cpu in cpus))
+    on = machine.sites_of(mask_of(cpus))
     return memory_nodes(machine, host, request, on) | (wished & host.topology.node_by_id.keys())
 
 

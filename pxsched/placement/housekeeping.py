@@ -66,7 +66,8 @@ def emulator(
 def cleared(host: Host, holdings: Sequence[Holding], request: Request, placement: Placement) -> Placement:
     """The same vCPUs, and other CPUs for the rest: somebody has got some of those to himself."""
     own = placement.cpus
-    near, lines = emulator(host, holdings, request, host.topology.nodes_of(own), own)
+    sites = machine_of(host.topology).sites_of(mask_of(own))
+    near, lines = emulator(host, holdings, request, sites, own)
     why = (line for line in placement.why if line != SQUEEZED)
     return replace(placement, emulator=near, why=(*why, *lines))
 

@@ -72,7 +72,11 @@ class Machine(Value):
         return mask
 
     def nodes_of(self, mask: int) -> frozenset[int]:
-        return frozenset(node for node in self.nodes if self.cpus[node] & mask and node != NO_NODE)
+        return self.sites_of(mask) - {NO_NODE}
+
+    def sites_of(self, mask: int) -> frozenset[int]:
+        """Their nodes, NO_NODE among them where no node claims some of these CPUs."""
+        return frozenset(node for node in self.nodes if self.cpus[node] & mask)
 
     def groups_of(self, mask: int) -> frozenset[int]:
         """The L3 groups that these CPUs belong to."""
@@ -101,6 +105,10 @@ class Machine(Value):
     def bare(self) -> frozenset[int]:
         """The nodes that have CPUs and no memory; CPUs that no node claims are one of them."""
         return frozenset(self.cpus).difference(self.lenders) if self.lenders else frozenset()
+
+    def memory_of(self, cpus: frozenset[int]) -> frozenset[int]:
+        """Where the memory of a VM on these CPUs belongs."""
+        return frozenset(self.memory_node[node] for node in self.sites_of(mask_of(cpus))) - {NO_NODE}
 
     @cached_property
     def memory_node(self) -> dict[int, int]:

@@ -49,7 +49,7 @@ def place_shared(host: Host, holdings: Sequence[Holding], request: Request) -> P
         *(guest.host_nodes for guest in request.guest_nodes)
     )
     vcpus, rest, lines = _floating(host, holdings, occupied, request, chosen)
-    why = list(explanation.shared(machine, occupied, homes, chosen, request))
+    why = list(explanation.shared(machine, occupied, homes, chosen, request, allowed & beside))
     if all(len(cpus) == 1 for cpus in vcpus) and chosen.mask.bit_count() > 1:
         why[0] = explanation.apart(machine, chosen, request)
     why[1:1] = lines

@@ -72,7 +72,7 @@ def test_memory_is_whole_gib_and_one_is_held_back_where_there_is_more(machine, k
 
 
 def test_a_machine_with_no_memory_to_offer_is_refused(machine):
-    with pytest.raises(UserError, match="less than 1 GiB"):
+    with pytest.raises(UserError, match="no NUMA node has CPUs and 1 GiB"):
         options(machine([("0-3", GIB_KIB - 1)]))
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pxsched.balance.vm import Move
 from pxsched.guest.balloon import Reading
 from pxsched.guest.config import Machine, machine, parse
 from pxsched.guest.process import Process
@@ -18,6 +19,7 @@ from pxsched.placement.request import Placement, VmClass
 from pxsched.root import Root
 from pxsched.settings.policy import NodeSettings
 from pxsched.value import replace
+from tests.placement import machines
 
 HOME = Placement(100, VmClass.SHARED, (frozenset({0}),), frozenset({0}), frozenset({0}))
 OURS = {"memory_mib": 4096, "balloon_mib": 1024, "shares": 0}
@@ -119,3 +121,13 @@ def test_who_can_be_served_or_does_not_run_is_not_given_back():
     assert guests.unserved(ledger().claims, [pinned]) == [100]
     assert guests.unserved(ledger().claims, [Sighting(100, pinned.machine)]) == []
     assert guests.unserved({}, [pinned]) == []
+
+
+def test_a_vm_that_is_moved_to_cpus_without_memory_has_it_from_the_nearest_node():
+    plain = machines.machine(nodes=2, l3s=1, cores=2, threads=1)
+    bare = replace(plain, nodes=(plain.nodes[0], replace(plain.nodes[1], memory_bytes=0)))
+    for topology, there in (plain, {1}), (bare, {0}):
+        held, seen, node = ledger(), ledger(), SimpleNamespace(topology=topology)
+        move = Move(100, None, frozenset({0}), frozenset({2, 3}), "")
+        assert balancing._move(held, seen, node, move)
+        assert held.claims[100].placement.nodes == there

@@ -325,6 +325,25 @@ def test_cpus_that_no_node_claims_come_after_those_of_known_nodes():
         assert place(host(topology), [], wish(2, vm_class=vm_class)).cpus <= {4, 5, 6, 7}
 
 
+def test_a_fixed_affinity_on_cpus_that_no_node_claims_has_memory_and_idle_cpus_beside_it():
+    plain = machine(nodes=2, l3s=2, cores=2, threads=1)  # CPUs 4-7 are node 1's, which here claims none
+    lost = {cpu: replace(one, node=None) if cpu > 3 else one for cpu, one in plain.cpus.items()}
+    topology = replace(plain, cpus=lost, nodes=(plain.nodes[0], replace(plain.nodes[1], cpus=frozenset())))
+    for vm_class, affinity in (VmClass.PINNED, (4, 5)), (VmClass.CONSTRAINED, (4, 5, 6)):
+        answer = place(host(topology), [], wish(2, vm_class=vm_class, affinity=affinity))
+        assert answer.nodes and answer.nodes <= {0, 1}
+        assert answer.emulator == ({6, 7} if vm_class is VmClass.PINNED else {4, 5, 6})
+        assert not any("warning" in line for line in answer.why)
+
+
+def test_memory_of_cpus_is_that_of_their_nodes_or_of_the_nearest_that_has_some():
+    pairs = ((a, b) for a in range(4) for b in range(4))
+    near = {(a, b): 10 if a == b else 16 if a // 2 == b // 2 else 32 for a, b in pairs}
+    found = machine_of(without_memory(machine(nodes=4, l3s=1, cores=4, threads=1, distances=near), 1, 2))
+    assert [found.memory_of(frozenset((cpu,))) for cpu in (0, 4, 8, 12)] == [{0}, {0}, {3}, {3}]
+    assert found.memory_of(frozenset((0, 13))) == {0, 3}
+
+
 def test_where_no_node_has_cpus_or_memory_none_is_named():
     topology = from_table((cpu, cpu, 0, cpu // 4, 0) for cpu in range(8))
     cpus = {cpu: replace(one, node=None) for cpu, one in topology.cpus.items()}

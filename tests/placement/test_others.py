@@ -139,6 +139,21 @@ def test_a_fence_around_a_shared_vm_is_named_once(fence, line):
     assert [said for said in why if "qemu.slice" in said] == [line]
 
 
+@pytest.mark.parametrize(
+    ("vcpus", "more", "holdings", "words"),
+    [
+        (40, {}, [], "40 vCPUs share 32 CPUs: it may use no other"),
+        (4, {"cpus": frozenset((4, 5))}, [], "4 vCPUs share 2 CPUs: it may use no other"),
+        (32, {}, [held("4-7")], "32 vCPUs share 28 CPUs; other VMs hold the rest"),
+        (4, {"fence": cpulist.parse("4-7"), "fence_name": "F"}, [held("4-6")], "; other VMs hold the rest"),
+    ],
+)
+def test_why_a_home_is_too_small_is_said(vcpus, more, holdings, words):
+    why = place(host(TWO_NODES), holdings, shared(vcpus, **more)).why
+    assert any(line.startswith("warning: ") and line.endswith(words) for line in why)
+    assert len([line for line in why if "F lets it have" in line]) == ("fence" in more)
+
+
 def test_an_affinity_that_a_fence_narrows_is_said():
     fence = {"fence": cpulist.parse("0-3"), "fence_name": "qemu.slice"}
     floating = wish(2, vm_class=VmClass.CONSTRAINED, affinity=(2, 3, 4), **fence)
