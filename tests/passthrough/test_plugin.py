@@ -3,12 +3,15 @@
 import errno
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pxsched.guest.config import Machine
 from pxsched.host import cpulist, interrupts
 from pxsched.host.devices import Device
 from pxsched.host.interrupts import Interrupt
 from pxsched.host.irqbalance import Daemon, Running, Setup
+from pxsched.host.links import Tap
 from pxsched.knobs import file
 from pxsched.ledger import file as ledgers
 from pxsched.ledger.file import Ledger
@@ -17,6 +20,7 @@ from pxsched.node.reconcile import reconcile
 from pxsched.node.turns import Report
 from pxsched.placement.request import VmClass
 from pxsched.plugins import interrupts as plugin
+from pxsched.plugins import nic
 from pxsched.plugins.view import HostView, VmView
 from pxsched.root import Root
 from pxsched.settings.policy import NodeSettings, Policy
@@ -213,6 +217,36 @@ class TestTheHostsOwn:
         host = replace(host, topology=replace(host.topology, cpus=cpus))
         asked = {setting.knob.key: setting.want for setting in plugin.of_node(host)}
         assert asked == {"irq:30,nvme0q1": wanted, "irq-default:": mask}
+
+    @given(data=st.data())
+    def test_whatever_is_offline_every_mask_has_an_online_cpu_and_no_dedicated_one(self, data) -> None:
+        some = st.frozensets(st.integers(0, 15), min_size=1)
+        online, own, asked, before = (data.draw(some) for _ in range(4))
+        vm = replace(
+            view(cpus=tuple(str(cpu) for cpu in sorted(own)), emulator=cpulist.format(data.draw(some))),
+            devices=(Device(VF),),
+            interrupts=vectors(VF, 3),
+            taps=(Tap("tap100i0", 17, ("rx-0", "tx-0")),),
+        )
+        banned = cpulist.format_mask(data.draw(some))
+        host = HostView(
+            topology(cpulist.format(online)),
+            NodeSettings(device_interrupts=True),
+            housekeeping=data.draw(some),
+            claims={100: vm.claim},
+            originals=data.draw(st.sampled_from([{}, {"irq:30,nvme0q1": cpulist.format(before)}])),
+            interrupts=(Interrupt(30, ("nvme0q1",), affinity=cpulist.format(asked)),),
+            default_irq_mask=cpulist.format_mask(asked),
+            irqbalance=data.draw(st.sampled_from([None, Running(DAEMON, Setup(10, (), banned))])),
+        )
+        for setting in (*plugin.of_vm(vm, host), *plugin.of_node(host), *nic.of_vm(vm, host)):
+            key = setting.knob.key
+            if key.startswith("irqbalance-cpus"):
+                assert online - cpulist.parse_mask(setting.want)
+            elif not key.startswith("irqbalance"):
+                read = cpulist.parse if key.startswith("irq:") else cpulist.parse_mask
+                assert read(setting.want) & online, key
+                assert setting.owner != NODE or not read(setting.want) & own, key
 
     def test_an_interrupt_that_irqbalance_left_on_offline_cpus_is_placed(self, pci: PciMachine) -> None:
         pci.interrupt(30, "nvme0q1", affinity="14")
