@@ -75,7 +75,7 @@ def machine(config: Config) -> Machine:
     most = min(sockets * cores, values.MAX_VCPUS)
     vcpus = int(options.get("vcpus", most))
     if vcpus > most:
-        warnings.append(f"vcpus {vcpus} is more than sockets x cores = {most}")
+        warnings.append(f"the VM cannot start: vcpus {vcpus} is more than sockets x cores = {most}")
         vcpus = most
     smp = _smp(options.get("args", ""), sockets, cores, vcpus, warnings)
     affinity = options.get("affinity", "")

@@ -33,6 +33,7 @@ def of_vm(
     lines = [
         *machine.warnings,
         *guestnodes.remarks(machine),
+        *of_size(machine, node.topology),
         *of_file(node.root, sighting),
         *of_devices(node.root, machine, node.name),
         *([sighting.surplus] if sighting.surplus else []),
@@ -44,6 +45,13 @@ def of_vm(
         if placement.vm_class in EXCLUSIVE and (policy.energy or policy.governor):
             lines += of_frequency(frequency.read(node.root, placement.cpus), policy)
     return tuple(lines)
+
+
+def of_size(machine: Machine, topology: Topology) -> Iterator[str]:
+    """Proxmox starts no VM of more vCPUs, those to be plugged in counted, than CPUs are online."""
+    most, there = machine.sockets * machine.cores, len(topology.online)
+    if most > there:
+        yield f"the VM {CANNOT_START}: Proxmox refuses {most} vCPUs on a node of {there} CPUs"
 
 
 def of_file(root: Root, sighting: Sighting) -> Iterator[str]:
@@ -72,8 +80,9 @@ def of_kinds(topology: Topology, placement: Placement, policy: Policy) -> Iterat
     slow = {cpu for cpu in cpus if topology.cpus[cpu].kind is CpuKind.EFFICIENCY}
     fast = {cpu for cpu in cpus if topology.cpus[cpu].kind is CpuKind.PERFORMANCE}
     if slow and fast and placement.vm_class in (VmClass.PINNED, VmClass.CONSTRAINED):
+        where = "pins" if policy.pins else "affinity"
         yield (
-            f"affinity mixes performance cores ({cpulist.format(fast)}) and efficiency cores"
+            f"{where} mixes performance cores ({cpulist.format(fast)}) and efficiency cores"
             f" ({cpulist.format(slow)}): its vCPUs are not equally fast"
         )
     isolates = placement.vm_class is VmClass.DEDICATED and policy.smt is Smt.ISOLATE

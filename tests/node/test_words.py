@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from pxsched.host import cpulist
+
 CPU = "sys/devices/system/cpu"
 
 
@@ -39,6 +41,8 @@ def frequency(small, governor: str, preference: str = "balance_power") -> None:
         ("cores: 2\naffinity: 4,", "cannot start: taskset refuses affinity '4,'"),
         ("cores: 2\naffinity: ,1", "drops a line: 100.conf:4: affinity"),
         ("cores: 2\nnuma0: cpus=0, memory=512", "drops a line: 100.conf:4: numa0"),
+        ("cores: 4\nvcpus: 5", "cannot start: vcpus 5 is more than sockets x cores = 4"),
+        ("sockets: 2\ncores: 7\nvcpus: 2", "cannot start: Proxmox refuses 14 vCPUs on a node of 12 CPUs"),
         ("cores: 4\nargs: -smp threads=2", "cannot start: QEMU refuses the -smp"),
         ("cores: 4\nargs: -smp 8,maxcpus=8", "-smp in `args` makes it 8 vCPUs"),
     ],
@@ -48,6 +52,13 @@ def test_what_keeps_a_vm_from_starting_and_what_counts_for_nothing_is_said(small
     assert said(small, 100, words)
     small.vm(100, "cores: 2\naffinity: 1,0")
     assert not said(small, 100, "cannot start") and not said(small, 100, "drops a line")
+
+
+@pytest.mark.parametrize("online, refused", [("0-7", True), ("0-8", False)])
+def test_cpus_that_are_offline_are_none_of_the_nodes(small, online, refused):
+    small.put(f"{CPU}/online", online)
+    small.vm(100, "cores: 9\nvcpus: 2")
+    assert said(small, 100, "cannot start: Proxmox refuses 9 vCPUs on a node of 8 CPUs") == refused
 
 
 def test_a_vm_that_cannot_start_is_a_bad_finding(small):
@@ -159,6 +170,9 @@ def hybrid(small):
 def test_an_affinity_over_both_kinds_is_said(hybrid, affinity, mixed):
     hybrid.vm(100, f"cores: 2\naffinity: {affinity}")
     assert said(hybrid, 100, "affinity mixes performance cores") == mixed
+    hybrid.settings(f'[vm.100]\npins = "{affinity}"\n')
+    hybrid.vm(100, f"cores: {len(cpulist.parse(affinity))}")
+    assert said(hybrid, 100, "pins mixes performance cores") == mixed
 
 
 @pytest.mark.parametrize(
