@@ -135,6 +135,8 @@ def read(root: Root) -> Topology:
     node_of = _node_of(nodes, warnings)
     if warnings:
         nodes = tuple(_owned(node, node_of) for node in nodes)
+    if lost := online - node_of.keys():
+        warnings.append(f"no node claims CPUs {cpulist.format(lost)}")
     package_of = {cpu: package.id for package in packages for cpu in package.cpus}
     l3_of = {cpu: l3.id for l3 in l3s for cpu in l3.cpus}
     max_khz = {

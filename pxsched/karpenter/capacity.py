@@ -92,6 +92,8 @@ def notes(topology: Topology, settings: NodeSettings) -> tuple[str, ...]:
         f"NUMA node {node.id} is not offered: it has no whole GiB of memory, or all its CPUs are reserved"
         for node in empty
     ]
+    if lost := topology.online.difference(*(node.cpus for node in topology.nodes)):
+        found.append(f"CPUs {cpulist.format(lost)} are not offered: no NUMA node claims them")
     return tuple(found)
 
 

@@ -84,7 +84,8 @@ def no_cpu_left(machine: Machine, request: Request, allowed: int, beside: int) -
         )
     return Refused(
         f"no CPU is left for a shared VM: {(allowed & beside).bit_count()} may be used"
-        f"{obstacles.fence(request)}{', all of them dedicated to other VMs' if allowed else ''}",
+        f"{obstacles.fence(request) if allowed else _limit(machine, request)}"
+        f"{', all of them dedicated to other VMs' if allowed else ''}",
         hint="stop a dedicated VM, or give the VM other CPUs" if allowed else None,
     )
 

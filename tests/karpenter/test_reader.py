@@ -1,5 +1,7 @@
 """What Karpenter's Proxmox provider makes of what it is told."""
 
+from pathlib import Path
+
 import pytest
 
 from pxsched.errors import UserError
@@ -99,6 +101,15 @@ def test_cpus_of_a_node_without_memory_are_not_offered(machine):
     assert options["affinity"] == "0-3" and "numa1" not in options
     notes = capacity.notes(topology.read(root), NodeSettings())
     assert any("node 1 is not offered" in note for note in notes)
+
+
+def test_cpus_that_no_node_claims_are_not_offered_and_that_is_said(machine):
+    root = machine([("0-3", 4 * GIB_KIB), ("4-7", 4 * GIB_KIB)], siblings=1)
+    Path(root.path("sys/devices/system/node/node1/cpulist")).write_text("4-5\n")
+    found = topology.read(root)
+    assert capacity.build(found, NodeSettings())["affinity"] == "0-3,4-5"
+    assert "CPUs 6-7 are not offered: no NUMA node claims them" in capacity.notes(found, NodeSettings())
+    assert found.warnings == ("no node claims CPUs 6-7",)
 
 
 def test_siblings_that_are_numbered_side_by_side_cannot_be_told(tmp_path):

@@ -413,3 +413,16 @@ def test_siblings_that_a_list_or_a_fence_leaves_out_are_the_reason_and_no_lack_o
             Refused, match="no core is among CPUs 1-7 with all its siblings: that is all it may"
         ):
             place(host(EIGHT_CORES), [], wish(4, smt=Smt.REQUIRE, **limits))
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"nodes": frozenset((3,))}, r"0 may be used \(policy: nodes 3\)$"),
+        ({"cpus": frozenset((90,))}, r"0 may be used \(policy: cpus 90; offline or absent 90\)$"),
+        ({"fence": frozenset((90,)), "fence_name": "F"}, r"0 may be used, .*; F lets it have 90$"),
+    ],
+)
+def test_which_list_leaves_a_shared_vm_without_a_cpu_is_said(limits, words):
+    with pytest.raises(Refused, match=words):
+        place(host(TWO_NODES), [], shared(2, **limits))
