@@ -340,3 +340,21 @@ def test_an_affinity_is_a_list_of_cpus_or_is_refused_with_a_value_error(text):
         return
     assert cpus == cpulist.parse_ordered(text), "what we take, the kernel's grammar reads the same way"
     assert cpus or not options.taskset_takes(text)
+
+
+@pytest.mark.parametrize(
+    ("stem", "last", "value"),
+    [
+        ("numa", 7, "cpus=0,memory=512"),
+        ("hostpci", 15, "0000:01:00"),
+        ("net", 31, "virtio,bridge=vmbr0"),
+        ("virtio", 15, "local:1/a,iothread=1"),
+        ("scsi", 30, "local:1/b,iothread=1"),
+    ],
+)
+def test_of_numbered_options_those_that_proxmox_knows_count(stem, last, value):
+    """MAX_NUMA, MAX_HOSTPCI_DEVICES, MAX_NETS, MAX_VIRTIO_DISKS and MAX_SCSI_DISKS of qemu-server."""
+    lines = [f"{stem}{number}: {value}" for number in (0, last, last + 1)] + [f"{stem}01: {value}"]
+    found = config.parse("\n".join(lines))
+    assert [*found.options] == [f"{stem}0", f"{stem}{last}"]
+    assert [f"{stem}{last + 1}: there is no" in found.warnings[0], len(found.warnings)] == [True, 2]
