@@ -63,25 +63,33 @@ def rom_args(vmid: int) -> str:
 
 
 def linux_args() -> str:
-    return _linux(INITRD_FILE)
+    return _linux(INITRD_FILE, "")
+
+
+def steady_linux_args() -> str:
+    """A guest without the interval timer; with a passed-through device such a one does not come up."""
+    return _steady(INITRD_FILE)
 
 
 def smp_linux_args() -> str:
     """A guest of several vCPUs, without drivers."""
-    return _linux(BARE_FILE)
+    return _steady(BARE_FILE)
 
 
-def _linux(initrd: str) -> str:
+def _steady(initrd: str) -> str:
     """A kernel that is told the TSC's frequency (any will do), and that its timers need no help, has no
     interrupt of the interval timer, which hangs guests here (docs/lab.md). An Intel model: the emulated AMD
     host has no topoext to give.
     """
-    options = (
-        "console=ttyS1 quiet mitigations=off no_timer_check tsc=reliable tsc_early_khz=2500000 lpj=5000000 "
-        "cryptomgr.notests panic=-1 nokaslr"
-    )
     model = "-cpu kvm64,vendor=GenuineIntel,+arat,+tsc-deadline,+x2apic"
-    return f"-kernel /lab/vmlinux -initrd /lab/state/{initrd} -append '{options}' {model}"
+    return f"{_linux(initrd, 'tsc_early_khz=2500000 lpj=5000000')} {model}"
+
+
+def _linux(initrd: str, more: str) -> str:
+    options = (
+        "console=ttyS1 quiet mitigations=off no_timer_check tsc=reliable cryptomgr.notests panic=-1 nokaslr"
+    )
+    return f"-kernel /lab/vmlinux -initrd /lab/state/{initrd} -append '{f'{options} {more}'.strip()}'"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from .polling import poll
 
 HOOK = "local:snippets/pxsched"
 SETTINGS = "/etc/pxsched/pxsched.toml"
+# What an admin was told, and VMs that were refused their start, are remembered until the next boot.
+TOLD = ("/run/pxsched/notices.json", "/run/pxsched/refusals.json")
 # One VM whose policy turns everything there is to turn in the lab.
 EVERYTHING = """
 [node]
@@ -86,11 +88,11 @@ class Product:
         assert {len(cpus.split(",")) for cpus in self.vcpus(100).values()} == {1}
 
     def reset(self) -> None:
-        """Ends what a test began: guests, knobs, settings."""
+        """Ends what a test began: guests, knobs, settings, and what was told of them."""
         self.stop_timer()
         self.node.clear_guests()
         self.run("restore", "--all")
-        self.node.run("rm", "-f", SETTINGS)
+        self.node.run("rm", "-f", SETTINGS, *TOLD)
 
     # What the tests ask of a running guest
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.guests import LinuxGuest
+from lab.guests import LinuxGuest, steady_linux_args
 from lab.node import Node
 from lab.polling import TooLate, poll
 from lab.product import HOOK, Product, Turned
@@ -150,8 +150,12 @@ def available_mib(meminfo: str) -> int:
 def test_memory_moves_between_guests(node: Node, timer: Product) -> None:
     bounds = "[defaults]\nstarved_mib = 40\nwasteful_mib = 80\n"
     timer.configure(f"[node]\nbalance_cpu = false\n{bounds}")
-    guests = {vmid: node.linux_guest(vmid, memory=384, balloon=160, shares=0, hookscript=HOOK)
-              for vmid in (101, 102)}  # fmt: skip
+    guests = {
+        vmid: node.linux_guest(
+            vmid, memory=384, balloon=160, shares=0, hookscript=HOOK, args=steady_linux_args()
+        )
+        for vmid in (101, 102)
+    }
     for vmid, guest in guests.items():
         node.qm("start", str(vmid)).check()
         guest.wait_ready()
@@ -236,7 +240,7 @@ def test_root_gets_one_mail_of_what_he_should_know(node: Node, timer: Product) -
     poll(lambda: end in node.files(mailbox).get(mailbox, ""), "a mail is there", deadline_s=120)
     mail = node.read(mailbox)
     node.run("rm", mailbox).check()
-    assert mail.count("\nSubject: pxsched on lab: something to look at\n") == 1
+    assert mail.count("\nSubject: pxsched on lab: something to look at\n") == 1, mail
     assert "\nVM 100 is strict and was refused its start: no CPU is left" in mail
     assert node.qm("start", "100").code != 0
     node.run("systemctl", "start", "pxsched.service").check()
