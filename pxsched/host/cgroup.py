@@ -11,6 +11,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from enum import Enum
 
 from pxsched.errors import UserError
@@ -110,12 +111,13 @@ def clear(root: Root, group: str, name: str) -> None:
     """
     if not root.read(f"{path(root, group)}/{name}"):
         return
-    try:
-        put(root, group, name, "")
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        put(root, group, name, _everything(root, name))
+    with suppress(FileNotFoundError):  # systemd takes the controller away at any moment
+        try:
+            put(root, group, name, "")
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            put(root, group, name, _everything(root, name))
 
 
 def _everything(root: Root, name: str) -> str:

@@ -1,5 +1,6 @@
 """Control groups of both versions: paths, sets in force, and tasks with masks of their own."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,20 @@ def test_tasks_that_chose_their_mask_are_told_from_those_that_did_not(v2):
     found = cgroup.self_bound(v2.root, "system.slice")
     assert {item.tid: item.cpus for item in found} == {12: {3}, 14: {5}}
     assert {item.start_ticks for item in found} == {22}
+
+
+@pytest.mark.parametrize("after", ["the first look", "a refusal"])
+def test_a_set_whose_controller_systemd_takes_away_meanwhile_is_cleared(v2, monkeypatch, after):
+    v2("sys/fs/cgroup/system.slice/cpuset.cpus", "0-3")
+    answers = [OSError(errno.ENOSPC, "tasks")] if after == "a refusal" else []
+    answers.append(FileNotFoundError(errno.ENOENT, "gone"))
+
+    def put(*_args):
+        raise answers.pop(0)
+
+    monkeypatch.setattr(cgroup, "put", put)
+    cgroup.clear(v2.root, "system.slice", "cpuset.cpus")
+    assert not answers
 
 
 def test_this_machine_has_sets_in_force():
