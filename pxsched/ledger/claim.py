@@ -82,9 +82,10 @@ class Claim(Value):
         )
 
 
-def dedicated(claims: Iterable[Claim]) -> frozenset[int]:
-    """The CPUs that somebody among these has to himself."""
-    own = (claim.placement.cpus for claim in claims if claim.placement.vm_class is VmClass.DEDICATED)
+def dedicated(claims: Iterable[Claim], *, pinned: bool = False) -> frozenset[int]:
+    """The CPUs that somebody among these has to himself. pinned: those of pinned VMs are meant, too."""
+    classes = EXCLUSIVE if pinned else (VmClass.DEDICATED,)
+    own = (claim.placement.cpus for claim in claims if claim.placement.vm_class in classes)
     return frozenset().union(*own)
 
 

@@ -84,23 +84,28 @@ def update(
     asked.sort(key=lambda one: (_ORDER[one[0].wish.vm_class], one[1].vmid not in ledger.claims, one[1].vmid))
     if trial is not None:  # by its place others know what they may have
         asked.sort(key=lambda one: one[1].vmid != trial.vmid)
+    owned: frozenset[int] | None = None
     taken: frozenset[int] | None = None
     around = _Around(node, {*ledger.claims, *(sighting.vmid for _, sighting, _ in asked)})
     for one, sighting, policy in asked:
         vmid = sighting.vmid
         if _try(node, ledger, vmid, policy, trial, changes):
             continue
+        if owned is None and one.wish.vm_class in EXCLUSIVE:
+            owned = dedicated(ledger.felt().values(), pinned=True)
         # Shared VMs come last: by now everyone has who gets CPUs of his own.
         if taken is None and one.wish.vm_class is VmClass.SHARED:
             taken = dedicated(ledger.felt().values())
         try:
             before = ledger.claims.get(vmid)
-            if _claim(around, ledger, one, sighting, policy, taken or frozenset()):
+            if _claim(around, ledger, one, sighting, policy, owned or frozenset(), taken or frozenset()):
+                owned = None
                 changes.placed.append(vmid)
                 claim = ledger.claims[vmid]
                 if trial is not None and before is not None and before.signature == claim.signature:
                     ledger.claims[vmid] = trials.made_room(claim, before)
         except Refused as refusal:
+            owned = None
             changes.refused[vmid] = str(refusal)
             if vmid in ledger.claims:
                 _drop(ledger, vmid, changes, str(refusal))
@@ -236,11 +241,18 @@ class _Around:
 
 
 def _claim(
-    around: _Around, ledger: Ledger, asked: Asked, sighting: Sighting, policy: Policy, taken: frozenset[int]
+    around: _Around,
+    ledger: Ledger,
+    asked: Asked,
+    sighting: Sighting,
+    policy: Policy,
+    owned: frozenset[int],
+    taken: frozenset[int],
 ) -> bool:
     """Makes or renews one claim; says whether the VM was placed anew. Raises Refused.
 
-    taken: the CPUs that are dedicated to somebody, for a shared VM.
+    owned: the CPUs of all vCPUs that have one to themselves, for a VM of such. taken: the CPUs that are
+    dedicated to somebody, for a shared VM.
     """
     node, (wish, signature) = around.node, asked
     before = ledger.claims.get(wish.vmid)
@@ -251,7 +263,7 @@ def _claim(
         wish = replace(wish, previous=placement, load=load)
         holdings = ledger.holdings(but=wish.vmid)
         placement = around.place(holdings, wish, allocated=sighting.process is not None)
-    elif before is not None and _in_the_way(node, before, ledger.felt()):
+    elif before is not None and _in_the_way(node, before, owned):
         placement = around.clear(ledger.holdings(but=wish.vmid), wish, placement)
     claim = before or Claim(placement, State.STARTING, since_ns=ledgers.now_ns())
     ledger.claims[wish.vmid] = Claim(
@@ -296,19 +308,17 @@ def _fits(node: Node, claim: Claim, taken: frozenset[int]) -> bool:
     return placement.cpus <= node.topology.online
 
 
-def _in_the_way(node: Node, claim: Claim, felt: Mapping[int, Claim]) -> bool:
+def _in_the_way(node: Node, claim: Claim, owned: frozenset[int]) -> bool:
     """Whether threads of a VM with CPUs of its own run where another one has its own since, and the admin
     does not want them there.
 
-    felt: claims, among them those of all VMs that have some.
+    owned: the CPUs of all VMs that have some.
     """
     placement = claim.placement
-    rest = placement.emulator - placement.cpus - cpulist.parse(node.settings.node.housekeeping)
-    return placement.vm_class in EXCLUSIVE and any(
-        other.placement.vm_class in EXCLUSIVE and rest & other.placement.cpus
-        for vmid, other in felt.items()
-        if vmid != claim.vmid
-    )
+    if placement.vm_class not in EXCLUSIVE:
+        return False
+    crossed = (placement.emulator & owned) - placement.cpus
+    return bool(crossed) and not crossed <= cpulist.parse(node.settings.node.housekeeping)
 
 
 def displaced(node: Node, ledger: Ledger) -> list[int]:
@@ -316,7 +326,8 @@ def displaced(node: Node, ledger: Ledger) -> list[int]:
     somebody's vCPUs.
     """
     felt = ledger.felt()
-    found = [vmid for vmid, claim in felt.items() if _in_the_way(node, claim, felt)]
+    owned = dedicated(felt.values(), pinned=True)
+    found = [vmid for vmid, claim in felt.items() if _in_the_way(node, claim, owned)]
     taken = dedicated(felt.values())
     if taken:
         homes = ledger.holdings()
